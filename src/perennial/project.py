@@ -1,0 +1,375 @@
+"""What does the user want: one ``project.yaml`` as a validated, frozen record."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from perennial.errors import BadInput, many
+
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+_LENGTH = re.compile(r"(\d+)\s*(s|min|h|d|w)")
+
+
+def parse_length(text: object) -> timedelta:
+    """Turn ``60d``, ``30min``, ``12h``, ``2w`` into a length of time. Raises ValueError."""
+    if isinstance(text, timedelta):
+        return text
+    match = _LENGTH.fullmatch(str(text).strip())
+    if not match:
+        raise ValueError("a length of time such as 60d, 12h, 30min or 2w")
+    return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+
+
+def parse_moment(value: object) -> datetime:
+    """Turn an ISO date or time into an aware UTC moment. Raises ValueError."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        except ValueError:
+            raise ValueError("a date such as 2011-06-01") from None
+    if isinstance(value, datetime):
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    raise ValueError("a date such as 2011-06-01")
+
+
+Length = Annotated[timedelta, BeforeValidator(parse_length)]
+Moment = Annotated[datetime, BeforeValidator(parse_moment)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Shift(Part):
+    """A change that the simulator plants in its history."""
+
+    kind: Annotated[
+        Literal["newcomers", "misbooked", "prices"],
+        Field(
+            description="newcomers: customers of another kind join; misbooked: purchases are booked"
+            " to wrong customers, so labels are wrong; prices: unit prices change."
+        ),
+    ]
+    start: Annotated[Moment, Field(description="First day of the change.")]
+    end: Annotated[Moment | None, Field(description="Day after the last one; none: it stays.")] = (
+        None
+    )
+    size: Annotated[
+        float, Field(gt=0, description="Share of customers or purchases, or factor of prices.")
+    ] = 0.5
+
+
+class Simulator(Part):
+    """Seeded purchases of invented customers, in the schema of UCI Online Retail."""
+
+    seed: Annotated[int, Field(ge=0, description="Same seed, same rows.")] = 7
+    start: Annotated[Moment, Field(description="First day.")] = datetime(2010, 12, 1, tzinfo=UTC)
+    days: Annotated[int, Field(ge=30, le=3650, description="Length of the history in days.")] = 400
+    customers: Annotated[int, Field(ge=50, le=100_000, description="Customers at the start.")] = 1200
+    shifts: Annotated[tuple[Shift, ...], Field(description="Planted changes.")] = ()
+
+
+class Source(Part):
+    """Where raw rows come from; ``--source`` overrides ``path``."""
+
+    path: Annotated[str | None, Field(description="CSV (also .gz) or Parquet file.")] = None
+    wanted: Annotated[str, Field(description="What file to give when none is there.")] = (
+        "a CSV or Parquet file"
+    )
+    simulator: Annotated[
+        Simulator | None, Field(description="Invent the rows (transactions only).")
+    ] = None
+    header: Annotated[bool, Field(description="Does a CSV begin with column names?")] = True
+    join_times: Annotated[
+        str | None,
+        Field(description="File beside the source with one row number and one time a row (CSV)."),
+    ] = None
+
+
+class RowOrder(Part):
+    """Rows stand in order of time, without a time column: row i happens at start + i * step."""
+
+    start: Moment = datetime(2000, 1, 1, tzinfo=UTC)
+    step: Length = timedelta(minutes=1)
+
+
+class Time(Part):
+    column: Annotated[str | None, Field(description="Column that says when a row happened.")] = None
+    row_order: Annotated[RowOrder | None, Field(description="Rows are in order instead.")] = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "Time":
+        if (self.column is None) == (self.row_order is None):
+            raise ValueError("exactly one of column and row_order")
+        return self
+
+
+class Label(Part):
+    column: Annotated[
+        str | None, Field(description="Column to predict (none for transactions).")
+    ] = None
+    positive: Annotated[str, Field(description="Value that counts as 1.")] = "1"
+    horizon: Annotated[
+        Length, Field(description="Transactions: churned if no purchase in this time.")
+    ] = timedelta(days=60)
+    known_after: Annotated[
+        Length, Field(description="How long after the row's time its label is known.")
+    ] = timedelta(0)
+
+
+class Feature(Part):
+    name: str
+    type: Annotated[Literal["number", "category"], Field(description="How it is read.")]
+
+
+class Expectation(Part):
+    """One Great Expectations expectation under its own name and arguments."""
+
+    expect: Annotated[str, Field(description="Name, such as ExpectColumnValuesToNotBeNull.")]
+    layer: Literal["schema", "statistics", "business"] = "schema"
+    severity: Literal["critical", "warning", "info"] = "critical"
+    args: dict[str, Any] = {}
+
+
+class Search(Part):
+    """Ranges that Optuna searches; both ends included."""
+
+    max_depth: tuple[int, int] = (2, 6)
+    eta: tuple[float, float] = (0.03, 0.3)
+    min_child_weight: tuple[float, float] = (1.0, 20.0)
+    subsample: tuple[float, float] = (0.6, 1.0)
+    colsample_bytree: tuple[float, float] = (0.5, 1.0)
+    reg_lambda: tuple[float, float] = (0.5, 10.0)
+
+
+class Training(Part):
+    trials: Annotated[int, Field(ge=1, le=1000, description="Optuna trials.")] = 20
+    folds: Annotated[int, Field(ge=2, le=10, description="Time-ordered folds.")] = 3
+    rounds: Annotated[int, Field(ge=10, le=5000, description="Most boosting rounds.")] = 200
+    metric: Literal["auc", "logloss", "aucpr"] = "auc"
+    seed: Annotated[int, Field(ge=0)] = 7
+    min_rows: Annotated[int, Field(ge=50, description="Fewest labelled rows.")] = 300
+    keep: Annotated[
+        Length | None, Field(description="Train on rows this recent only; none: on all.")
+    ] = None
+    search: Search = Search()
+
+
+class Gates(Part):
+    """Limits a candidate must keep; a missing or NaN measurement fails."""
+
+    min_auc: Annotated[float, Field(ge=0, le=1)] = 0.60
+    min_gain: Annotated[
+        float, Field(description="Lower bound of AUC gained over the champion must exceed this.")
+    ] = 0.0
+    confidence: Annotated[float, Field(gt=0.5, lt=1, description="Of that lower bound.")] = 0.95
+    max_calibration_error: Annotated[float, Field(gt=0, le=1)] = 0.15
+    min_parity_ratio: Annotated[
+        float | None, Field(description="Least demographic parity ratio; none: reported only.")
+    ] = None
+    max_p95_ms: Annotated[float, Field(gt=0)] = 100.0
+    min_rows: Annotated[int, Field(ge=20, description="Fewest rows to judge on.")] = 100
+    holdout_windows: Annotated[
+        int, Field(ge=1, description="Newest labelled windows that judge, kept from training.")
+    ] = 1
+
+
+class Window(Part):
+    """How served rows are cut into windows of event time."""
+
+    every: Annotated[
+        str, Field(description="7d, 12h, 30min, month, or '336 rows' with row_order.")
+    ] = "7d"
+    min_rows: Annotated[int, Field(ge=20, description="Thinner windows are not judged.")] = 100
+
+    @model_validator(mode="after")
+    def _readable(self) -> "Window":
+        if self.every != "month" and not re.fullmatch(r"\d+ rows", self.every):
+            parse_length(self.every)
+        return self
+
+
+class Drift(Part):
+    p_value: Annotated[float, Field(gt=0, lt=1, description="Before Bonferroni.")] = 0.05
+    reference_rows: Annotated[int, Field(ge=50, le=100_000)] = 1000
+    reference_windows: Annotated[
+        int, Field(ge=1, description="Newest windows before training that reference rows are from.")
+    ] = 4
+    window_rows: Annotated[int, Field(ge=50, description="Most rows tested in a window.")] = 1000
+    ignore: Annotated[
+        tuple[str, ...], Field(description="Features that change by nature, such as a season.")
+    ] = ()
+    backend: Literal["alibi-detect", "scipy"] = "alibi-detect"
+
+
+class Retraining(Part):
+    persistence: Annotated[
+        int, Field(ge=1, description="Drifted windows in a row before training is spent.")
+    ] = 2
+    min_labelled_windows: Annotated[
+        int, Field(ge=0, description="Drifted windows whose labels must be known first.")
+    ] = 1
+    cooldown: Annotated[Length, Field(description="Event time between two retrainings.")] = (
+        timedelta(days=28)
+    )
+
+
+class Rollout(Part):
+    steps: Annotated[tuple[int, ...], Field(description="Percent of traffic, rising to 100.")] = (
+        10,
+        50,
+        100,
+    )
+    min_requests: Annotated[int, Field(ge=1, description="Canary requests judged at a step.")] = 30
+    interval_s: Annotated[float, Field(gt=0, description="Seconds between two looks.")] = 1.0
+    deadline_s: Annotated[float, Field(gt=0, description="Most seconds at one step.")] = 120.0
+    ready_s: Annotated[float, Field(gt=0, description="Most seconds to become ready.")] = 90.0
+    max_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
+    max_p95_ms: Annotated[float, Field(gt=0)] = 250.0
+    max_p95_ratio: Annotated[float, Field(gt=1, description="Against stable, same time.")] = 3.0
+    max_invalid_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _rising(self) -> "Rollout":
+        if not self.steps or self.steps[-1] != 100 or list(self.steps) != sorted(set(self.steps)):
+            raise ValueError("rising percentages that end with 100, such as [10, 50, 100]")
+        if self.steps[0] < 1:
+            raise ValueError("percentages of at least 1")
+        return self
+
+
+class Replay(Part):
+    train_until: Annotated[
+        Moment | None, Field(description="History before this trains the first model.")
+    ] = None
+    train_share: Annotated[
+        float, Field(gt=0, lt=1, description="Share of rows instead, when no date is given.")
+    ] = 0.4
+    until: Annotated[Moment | None, Field(description="Stop here; none: at the end.")] = None
+
+
+class Project(Part):
+    """A validated ``project.yaml``."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,38}$")]
+    kind: Annotated[
+        Literal["table", "transactions"],
+        Field(description="table: a row is an example; transactions: retail churn from purchases."),
+    ]
+    source: Source = Source()
+    time: Time
+    label: Label
+    entity: Annotated[str | None, Field(description="Column that names who a row is about.")] = None
+    features: Annotated[tuple[Feature, ...], Field(min_length=1)]
+    sensitive: Annotated[tuple[str, ...], Field(description="Columns fairness looks at.")] = ()
+    expectations: tuple[Expectation, ...] = ()
+    training: Training = Training()
+    gates: Gates = Gates()
+    window: Window = Window()
+    drift: Drift = Drift()
+    retraining: Retraining = Retraining()
+    rollout: Rollout = Rollout()
+    replay: Replay = Replay()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Project":
+        names = {f.name for f in self.features}
+        if len(names) < len(self.features):
+            raise ValueError("features: names that differ")
+        unknown = set(self.drift.ignore) - names
+        if unknown:
+            raise ValueError(f"drift.ignore: names of features, not {sorted(unknown)}")
+        if self.kind == "table" and not self.label.column:
+            raise ValueError("label.column: the column to predict")
+        if self.kind == "transactions" and not self.time.column:
+            raise ValueError("time.column: transactions need a time column")
+        if self.window.every.endswith("rows") and not self.time.row_order:
+            raise ValueError("window.every: a length of time, because there is a time column")
+        return self
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return tuple(f.name for f in self.features)
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """Features whose drift counts."""
+        return tuple(n for n in self.feature_names if n not in self.drift.ignore)
+
+    @property
+    def origin(self) -> datetime:
+        """Moment that windows are aligned to (weeks begin on a Monday without row order)."""
+        if self.time.row_order:
+            return self.time.row_order.start
+        return datetime(2000, 1, 3, tzinfo=UTC)
+
+    def _length(self) -> timedelta:
+        if self.window.every.endswith(" rows") and self.time.row_order:
+            return int(self.window.every.split()[0]) * self.time.row_order.step
+        return parse_length(self.window.every)
+
+    def window_start(self, moment: datetime) -> datetime:
+        """Start of the window that holds ``moment`` (UTC)."""
+        if self.window.every == "month":
+            return datetime(moment.year, moment.month, 1, tzinfo=UTC)
+        length = self._length()
+        return self.origin + ((moment - self.origin) // length) * length
+
+    def window_end(self, start: datetime) -> datetime:
+        """First moment after the window that starts at ``start``."""
+        if self.window.every == "month":
+            return datetime(start.year + start.month // 12, start.month % 12 + 1, 1, tzinfo=UTC)
+        return start + self._length()
+
+    def windows(self, since: datetime, until: datetime) -> Iterator[tuple[datetime, datetime]]:
+        """Windows that end at or before ``until``, the first one starting at or after ``since``."""
+        start = self.window_start(since)
+        if start < since:
+            start = self.window_end(start)
+        while (end := self.window_end(start)) <= until:
+            yield start, end
+            start = end
+
+
+def load(path: Path) -> Project:
+    """Read a project folder or its ``project.yaml``. Raises BadInput that tells every fault."""
+    file = path / "project.yaml" if path.is_dir() else path
+    if not file.is_file():
+        raise BadInput(f"no project at {file}; give a folder with a project.yaml, or run"
+                       " 'perennial init TABLE' to write one")
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        first = " ".join(str(exc).split())
+        raise BadInput(f"{file} is not readable YAML: {first}") from exc
+    if not isinstance(raw, dict):
+        raise BadInput(f"{file} holds {type(raw).__name__}, wanted keys such as name, kind, label")
+    try:
+        return Project.model_validate(raw)
+    except ValidationError as exc:
+        raise many(f"{file} is not a valid project", [_fault(dict(e)) for e in exc.errors()]) from exc
+
+
+def _fault(error: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "project"
+    wanted = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return f"{key} is not a known key; remove it or mend its spelling"
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    seen = error["input"]
+    if isinstance(seen, dict | BaseModel):
+        return f"{key}: wanted {wanted}"
+    return f"{key} is {seen!r}, wanted: {wanted}"
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of ``project.yaml``."""
+    return Project.model_json_schema()

@@ -1,0 +1,121 @@
+"""What does this machine or pod look like: read once, by the entry point, and handed down."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from perennial.errors import many
+
+PREFIX = "PERENNIAL_"
+
+
+@dataclass(frozen=True)
+class StateFolder:
+    """Where one project keeps what it knows; every path is below ``root``."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        return self.root / "state.db"
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self.database}"
+
+    @property
+    def keys(self) -> Path:
+        return self.root / "keys"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    @property
+    def bundles(self) -> Path:
+        return self.root / "bundles"
+
+    @property
+    def segments(self) -> Path:
+        return self.root / "segments"
+
+    @property
+    def labels(self) -> Path:
+        return self.root / "labels"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def feast(self) -> Path:
+        return self.root / "feast"
+
+    @property
+    def mlflow(self) -> Path:
+        return self.root / "mlflow"
+
+    @property
+    def stack(self) -> Path:
+        return self.root / "stack"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+
+class Settings(BaseModel):
+    """Everything that the surroundings decide. Each field is ``PERENNIAL_<NAME>`` in the environment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Annotated[
+        Path, Field(description="Folder that holds one state folder for each project.")
+    ] = Path(".perennial")
+    root: Annotated[
+        Path, Field(description="Folder that holds pipelines/, kserve/, feature_repo/, examples/.")
+    ] = Path(__file__).resolve().parents[2]
+    runtime_python: Annotated[
+        Path, Field(description="Python of the runtime environment (drift transformer, predictor).")
+    ] = Path(sys.prefix).parent / ".venv-runtime" / "bin" / "python"
+    tracking_uri: Annotated[
+        str, Field(description="MLflow tracking server; empty means SQLite in the state folder.")
+    ] = ""
+    edge_port: Annotated[
+        int, Field(ge=0, le=65535, description="Port of the Envoy edge; 0 means any free one.")
+    ] = 8080
+    log_level: Annotated[str, Field(description="Level of the log: DEBUG, INFO, WARNING.")] = "INFO"
+    code_commit: Annotated[
+        str, Field(description="Commit of the code, where there is no git checkout to ask.")
+    ] = ""
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Read ``PERENNIAL_*`` variables. Raises BadInput that names each wrong one."""
+        env = os.environ if environ is None else environ
+        found = {
+            key.removeprefix(PREFIX).lower(): value
+            for key, value in env.items()
+            if key.startswith(PREFIX) and key.removeprefix(PREFIX).lower() in cls.model_fields
+        }
+        try:
+            return cls.model_validate(found)
+        except ValidationError as exc:
+            faults = [
+                f"{PREFIX}{str(e['loc'][0]).upper()} is {e['input']!r}, wanted: {e['msg']}"
+                for e in exc.errors()
+            ]
+            raise many("the environment has wrong settings", faults) from exc
+
+    def state(self, project: str) -> StateFolder:
+        """The state folder of one project (not created here)."""
+        return StateFolder(self.home.resolve() / project)
