@@ -1,0 +1,1 @@
+"""HTML pages of steps and of the loop."""
