@@ -1,0 +1,291 @@
+"""What did the user ask for: parse, read settings once, import late, one line per error."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from perennial.errors import PerennialError
+
+if TYPE_CHECKING:
+    from perennial.settings import Settings
+
+Handler = Callable[[argparse.Namespace], int]
+
+OVERVIEW = """\
+A model that keeps itself fresh: trained, served, watched, retrained and rolled out.
+
+start
+  init TABLE           look at a CSV or Parquet file and write a project for it
+  replay PROJECT       drive a project's own history through the running loop, with a report
+  up PROJECT           serve in the foreground: Envoy, predictor, drift transformer, retraining
+  down [PROJECT]       stop what 'up' started, from elsewhere
+look
+  status [PROJECT]     what serves, what drifts, what runs, on one screen
+  why [PROJECT]        how the serving model came to serve, back to data, code and seed
+  doctor [PROJECT]     what is missing here and how to mend it
+act
+  rollback [PROJECT]   serve the version before this one again
+nouns
+  models list|show     registered versions
+  runs list|show       pipeline runs and their gates
+  pipeline compile|run the KFP spec, and one run of it by hand
+  project check|schema a project.yaml and its JSON schema
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"perennial: {message}; see '{self.prog} --help'\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole grammar; each command carries its handler."""
+    parser = _Parser(
+        prog="perennial",
+        description=OVERVIEW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="perennial COMMAND [options]",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", parser_class=_Parser, help=argparse.SUPPRESS
+    )
+    _start_commands(commands)
+    _look_commands(commands)
+    _noun_commands(commands)
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[_Parser]", name: str, say: str, do: Handler
+) -> _Parser:
+    command = commands.add_parser(name, help=say, description=say)
+    command.set_defaults(do=do)
+    return command
+
+
+def _start_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    init = _add(commands, "init", "Look at a table and write a project for it.", _init)
+    init.add_argument("table", type=Path, help="CSV (also .gz) or Parquet file")
+    init.add_argument("--label", help="column to predict (guessed if not given)")
+    init.add_argument("--time", help="column that says when a row happened (guessed)")
+    init.add_argument("--name", help="name of the project (default: from the file's name)")
+    init.add_argument("--to", type=Path, help="folder to write (default: the project's name)")
+    replay = _add(
+        commands, "replay", "Drive a project's history through the running loop.", _replay
+    )
+    _project_argument(replay, required=True)
+    replay.add_argument("--source", default="", help="file with raw rows, instead of the project's")
+    replay.add_argument("--until", default="", help="stop at this event time (2011-10-01)")
+    replay.add_argument("--json", action="store_true", help="print the summary as JSON at the end")
+    up = _add(commands, "up", "Serve a project in the foreground until Ctrl-C.", _up)
+    _project_argument(up, required=True)
+    up.add_argument("--source", default="", help="file with raw rows, instead of the project's")
+    down = _add(commands, "down", "Stop a running stack from elsewhere.", _down)
+    _project_argument(down)
+    rollback = _add(commands, "rollback", "Serve the version before this one again.", _rollback)
+    _project_argument(rollback)
+
+
+def _look_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    status = _add(commands, "status", "What serves, what drifts, what runs.", _status)
+    _project_argument(status)
+    _json_argument(status)
+    why = _add(commands, "why", "How a model came to serve, or why it was refused.", _why)
+    _project_argument(why)
+    why.add_argument("--model", help="a version such as v2 (default: the one that serves)")
+    why.add_argument("--verbose", action="store_true", help="also run and event ids")
+    _json_argument(why)
+    doctor = _add(commands, "doctor", "What is missing here and how to mend it.", _doctor)
+    _project_argument(doctor)
+    _json_argument(doctor)
+
+
+def _noun_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    models = _noun(commands, "models", "Registered versions.")
+    _listing(_add(models, "list", "All versions, newest first.", _models_list))
+    show = _add(models, "show", "One version with its pins and gates.", _models_show)
+    show.add_argument("model", help="a version such as v2")
+    _listing(show)
+    runs = _noun(commands, "runs", "Pipeline runs.")
+    _listing(_add(runs, "list", "All runs, newest first.", _runs_list))
+    run = _add(runs, "show", "One run: data, gates, outcome.", _runs_show)
+    run.add_argument("run", help="a run id, or the first characters of one")
+    _listing(run)
+    pipeline = _noun(commands, "pipeline", "The compiled KFP pipeline.")
+    compile_ = _add(pipeline, "compile", "Write pipelines/training.yaml again.", _pipeline_compile)
+    compile_.add_argument("--check", action="store_true", help="only say whether it is current")
+    start = _add(pipeline, "run", "Run the compiled pipeline once, by hand.", _pipeline_run)
+    _project_argument(start, required=True)
+    start.add_argument("--source", default="", help="file with raw rows, instead of the project's")
+    start.add_argument("--as-of", default="", help="use only what was known then (2011-10-01)")
+    project = _noun(commands, "project", "A project.yaml.")
+    _project_argument(_add(project, "check", "Say every fault of a project.", _project_check), True)
+    _add(project, "schema", "Print the JSON schema of project.yaml.", _project_schema)
+
+
+def _noun(
+    commands: "argparse._SubParsersAction[_Parser]", name: str, say: str
+) -> "argparse._SubParsersAction[_Parser]":
+    noun = commands.add_parser(name, help=say, description=say)
+    return noun.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+
+
+def _project_argument(parser: _Parser, required: bool = False) -> None:
+    parser.add_argument(
+        "project",
+        nargs=None if required else "?",
+        default="",
+        help="project folder, such as examples/retail"
+        + ("" if required else " (default: the one used last)"),
+    )
+
+
+def _json_argument(parser: _Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _listing(parser: _Parser) -> None:
+    parser.add_argument("--project", default="", help="project folder (default: the one used last)")
+    parser.add_argument("--verbose", action="store_true", help="also run and bundle ids")
+    _json_argument(parser)
+
+
+def _init(args: argparse.Namespace) -> int:
+    from perennial.local import init
+
+    return init.write(args.table, name=args.name, label=args.label, time=args.time, to=args.to)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from perennial.local import replay
+
+    return replay.main(
+        _settings(), args.project, source=args.source, until=args.until, as_json=args.json
+    )
+
+
+def _up(args: argparse.Namespace) -> int:
+    from perennial.local import stack
+
+    return stack.up(_settings(), args.project, source=args.source)
+
+
+def _down(args: argparse.Namespace) -> int:
+    from perennial.local import stack
+
+    return stack.down(_settings(), args.project)
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    from perennial.local import stack
+
+    return stack.roll_back(_settings(), args.project)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from perennial.local import look
+
+    return look.status(_settings(), args.project, as_json=args.json)
+
+
+def _why(args: argparse.Namespace) -> int:
+    from perennial.local import look
+
+    return look.why(
+        _settings(), args.project, model=args.model, verbose=args.verbose, as_json=args.json
+    )
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from perennial.local import doctor
+
+    return doctor.main(_settings(), args.project, as_json=args.json)
+
+
+def _models_list(args: argparse.Namespace) -> int:
+    from perennial.local import look
+
+    return look.models(_settings(), args.project, verbose=args.verbose, as_json=args.json)
+
+
+def _models_show(args: argparse.Namespace) -> int:
+    from perennial.local import look
+
+    return look.model(
+        _settings(), args.project, args.model, verbose=args.verbose, as_json=args.json
+    )
+
+
+def _runs_list(args: argparse.Namespace) -> int:
+    from perennial.local import look
+
+    return look.runs(_settings(), args.project, verbose=args.verbose, as_json=args.json)
+
+
+def _runs_show(args: argparse.Namespace) -> int:
+    from perennial.local import look
+
+    return look.run(_settings(), args.project, args.run, as_json=args.json)
+
+
+def _pipeline_compile(args: argparse.Namespace) -> int:
+    from perennial.local import spec
+
+    return spec.compile_training(_settings(), check=args.check)
+
+
+def _pipeline_run(args: argparse.Namespace) -> int:
+    from perennial.local import spec
+
+    return spec.run_once(_settings(), args.project, source=args.source, as_of=args.as_of)
+
+
+def _project_check(args: argparse.Namespace) -> int:
+    from perennial import project
+    from perennial.local import folders
+
+    found = project.load(folders.project_folder(_settings(), args.project))
+    print(f"{found.name} is a valid project: {len(found.features)} features, {found.kind}")
+    return 0
+
+
+def _project_schema(args: argparse.Namespace) -> int:
+    import json
+
+    from perennial import project
+
+    print(json.dumps(project.schema(), indent=2, sort_keys=True))
+    return 0
+
+
+def _settings() -> "Settings":
+    from perennial.settings import Settings
+
+    return Settings.load()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; errors of ours are one line on stderr with their exit code."""
+    args = build_parser().parse_args(argv)
+    if args.version:
+        from perennial import __version__
+
+        print(f"perennial {__version__}")
+        return 0
+    if not args.command:
+        print(OVERVIEW, end="")
+        return 0
+    try:
+        return args.do(args)  # type: ignore[no-any-return]
+    except PerennialError as exc:
+        print(f"perennial: {exc}", file=sys.stderr)
+        return exc.exit_code
+    except KeyboardInterrupt:
+        print("perennial: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
