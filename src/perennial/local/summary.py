@@ -101,6 +101,7 @@ def _run(start: dict[str, Any], entries: Sequence[Entry]) -> dict[str, Any]:
         "candidate": record.get("candidate", "").removeprefix("sha256:")[:8] or None,
         "passed": passed,
         "reason": "; ".join(broken) or fine,
+        "judged_from": record.get("window_start"),
         "gates": results,
     }
 
