@@ -35,7 +35,9 @@ def root() -> Path:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings whose state lies in this test's own folder, also for child processes."""
-    for name in [n for n in os.environ if n.startswith("PERENNIAL_") and n != "PERENNIAL_TEST_DATA"]:
+    for name in [
+        n for n in os.environ if n.startswith("PERENNIAL_") and n != "PERENNIAL_TEST_DATA"
+    ]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("PERENNIAL_EDGE_PORT", "0")
@@ -72,5 +74,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{report.nodeid}: {_reason(report)}")
     if os.environ.get("CI") == "true":
         terminalreporter.write_line(
-            "CI=true: tests that lack a server or a tool fail the run; a missing data folder does not"
+            "CI=true: tests that lack a server or tool fail the run; a missing data folder does not"
         )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours that matplotlib writes and that the style sheet then decides, so pictures follow dark mode.
+# Colours that matplotlib writes and the style sheet then decides, so pictures follow dark mode.
 _INK, _MUTED, _LINE = "#010101", "#020202", "#030303"
 _TONES = {
     "fresh": "#040404",
@@ -72,7 +72,9 @@ def page(title: str, sections: Sequence[Section], lead: str = "") -> str:
 def table(rows: Sequence[Sequence[object]], head: Sequence[str]) -> str:
     """Rows under their heads, everything escaped; columns of numbers stand right."""
     right = [_numeric([row[i] for row in rows]) for i in range(len(head))]
-    tops = "".join(f'<th scope="col"{_align(n)}>{escape(h)}</th>' for h, n in zip(head, right, strict=True))
+    tops = "".join(
+        f'<th scope="col"{_align(n)}>{escape(h)}</th>' for h, n in zip(head, right, strict=True)
+    )
     if not rows:
         return '<p class="muted">None.</p>'
     lines = (
@@ -117,7 +119,8 @@ def figure(fig: "Figure", alt: str = "", caption: str = "") -> str:
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     label = escape(alt or caption or "Chart")
     svg = _inline(_draw(fig)).replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
-    return f'<figure><div class="scroll" role="region" tabindex="0" aria-label="{label}">{svg}</div>{below}</figure>'
+    scroll = f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">{svg}</div>'
+    return f"<figure>{scroll}{below}</figure>"
 
 
 def line_chart(
@@ -134,7 +137,9 @@ def line_chart(
         axes.plot(x, dots, label=name, marker=".", **_look(number, name))
     for kind in dict.fromkeys(m.kind for m in marks):
         _draw_marks(axes, [m for m in marks if m.kind == kind])
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.13), ncols=3, frameon=False, labelcolor=_INK)
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(0, -0.13), ncols=3, frameon=False, labelcolor=_INK
+    )
     fig = axes.get_figure(root=True)
     assert fig is not None
     return figure(fig, alt=_words(title, series, marks), caption=title)
@@ -177,9 +182,7 @@ def _draw_marks(axes: "Axes", marks: Sequence[Mark]) -> None:
         axes.axvline(place, color=colour, linewidth=0.7, alpha=0.5, zorder=0)
 
 
-def _words(
-    title: str, series: Mapping[str, Sequence[float | None]], marks: Sequence[Mark]
-) -> str:
+def _words(title: str, series: Mapping[str, Sequence[float | None]], marks: Sequence[Mark]) -> str:
     parts = [title]
     for name, values in series.items():
         seen = [v for v in values if v is not None and not math.isnan(v)]
@@ -240,7 +243,9 @@ def _text(value: object) -> str:
 
 def _numeric(values: Sequence[object]) -> bool:
     known = [v for v in values if v is not None]
-    return bool(known) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
+    return bool(known) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) for v in known
+    )
 
 
 def _align(right: bool) -> str:
