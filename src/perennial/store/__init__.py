@@ -1,0 +1,1 @@
+"""What must outlive a process: one SQL database and files that appear whole or not at all."""

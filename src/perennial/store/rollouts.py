@@ -1,0 +1,125 @@
+"""What is wished to serve, how far is it, what serves now and what served before."""
+
+from dataclasses import asdict
+
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, insert, select, update
+
+from perennial.errors import LoopBroken
+from perennial.records import Phase, RolloutState
+from perennial.store.engine import reading
+from perennial.store.tables import rollouts
+from perennial.store.tables import serving as served
+
+
+def wish(
+    engine: Engine, *, project: str, version: int, digest: str, bundle_uri: str, run_id: str
+) -> RolloutState:
+    """State that a model should serve. The same run may say so twice and means one rollout.
+
+    An older wish that was not begun is superseded; a rollout that has begun goes on and the new
+    one waits for it.
+    """
+    with engine.begin() as connection:
+        same = _find(
+            connection,
+            rollouts.c.project == project,
+            rollouts.c.run_id == run_id,
+            rollouts.c.digest == digest,
+        )
+        if same:
+            return same[0]
+        _supersede(connection, project, f"v{version} was wished before this one began")
+        values = {
+            "project": project,
+            "version": version,
+            "digest": digest,
+            "bundle_uri": bundle_uri,
+            "run_id": run_id,
+            "phase": str(Phase.WISHED),
+            "step": -1,
+            "weight": 0,
+            "reason": "waits for the rollout controller",
+        }
+        new = connection.execute(insert(rollouts).values(values)).inserted_primary_key
+        assert new is not None
+        return _find(connection, rollouts.c.id == new[0])[0]
+
+
+def open_rollout(engine: Engine, project: str) -> RolloutState | None:
+    """The oldest rollout that is not over."""
+    going = [r for r in history(engine, project) if not r.phase.over]
+    return going[0] if going else None
+
+
+def save(engine: Engine, state: RolloutState) -> None:
+    """Write how far a rollout is. Raises LoopBroken when there is no such rollout."""
+    values = asdict(state) | {"phase": str(state.phase)}
+    with engine.begin() as connection:
+        done = connection.execute(update(rollouts).where(rollouts.c.id == state.id).values(values))
+        if done.rowcount != 1:
+            raise LoopBroken(f"rollout {state.id} is saved but was never wished")
+
+
+def get(engine: Engine, rollout_id: int) -> RolloutState | None:
+    """One rollout by its number."""
+    with reading(engine) as connection:
+        found = _find(connection, rollouts.c.id == rollout_id)
+    return found[0] if found else None
+
+
+def history(engine: Engine, project: str) -> list[RolloutState]:
+    """Every rollout of a project, oldest first."""
+    with reading(engine) as connection:
+        return _find(connection, rollouts.c.project == project)
+
+
+def set_serving(engine: Engine, project: str, rollout_id: int) -> None:
+    """Write down that this rollout's version serves from now on."""
+    with engine.begin() as connection:
+        order = _order(connection, project)
+        # A controller that was killed after this line says it again.
+        if order and order[-1] == rollout_id:
+            return
+        connection.execute(insert(served).values(project=project, rollout_id=rollout_id))
+
+
+def serving(engine: Engine, project: str) -> RolloutState | None:
+    """The rollout whose version serves now."""
+    with reading(engine) as connection:
+        order = _order(connection, project)
+    return get(engine, order[-1]) if order else None
+
+
+def previous(engine: Engine, project: str) -> RolloutState | None:
+    """What served before the present one first came to serve.
+
+    After a rollback that is one deeper, so rolling back twice never swaps back and forth.
+    """
+    with reading(engine) as connection:
+        order = _order(connection, project)
+    if not order:
+        return None
+    first = order.index(order[-1])
+    return get(engine, order[first - 1]) if first else None
+
+
+def _supersede(connection: Connection, project: str, reason: str) -> None:
+    connection.execute(
+        update(rollouts)
+        .where(rollouts.c.project == project, rollouts.c.phase == str(Phase.WISHED))
+        .values(phase=str(Phase.SUPERSEDED), reason=reason)
+    )
+
+
+def _order(connection: Connection, project: str) -> list[int]:
+    query = select(served.c.rollout_id).where(served.c.project == project).order_by(served.c.seq)
+    return list(connection.execute(query).scalars())
+
+
+def _find(connection: Connection, *where: ColumnElement[bool]) -> list[RolloutState]:
+    query = select(rollouts).where(*where).order_by(rollouts.c.id)
+    return [_state(row) for row in connection.execute(query).mappings()]
+
+
+def _state(row: RowMapping) -> RolloutState:
+    return RolloutState(**(dict(row) | {"phase": Phase(row["phase"])}))

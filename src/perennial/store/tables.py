@@ -1,0 +1,118 @@
+"""Which tables the one database has; moments are ISO 8601 text in UTC, bodies canonical JSON."""
+
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    event,
+)
+
+# Raised by hand with each change of the tables; SQLite keeps it as user_version.
+SCHEMA = 1
+
+metadata = MetaData()
+
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("at", Text, nullable=False),
+    Column("event_time", Text),
+    Column("kind", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("previous", Text, nullable=False, unique=True),  # so the chain can never fork
+    Column("digest", Text, nullable=False, unique=True),
+    Index("ledger_subject", "project", "kind", "subject"),
+)
+
+# Without the head, cutting off the newest entries would leave a chain that looks whole.
+ledger_head = Table(
+    "ledger_head",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("seq", Integer, nullable=False),
+    Column("digest", Text, nullable=False),
+)
+
+inbox = Table(
+    "inbox",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("seq", Integer, nullable=False, unique=True),
+    Column("type", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("time", Text, nullable=False),
+    Column("data", Text, nullable=False),
+    Column("state", Text, nullable=False),  # pending, settled or dead
+    Column("attempts", Integer, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Index("inbox_state", "state", "seq"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("expires", Float, nullable=False),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("project", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("digest", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("as_of", Text, nullable=False),
+    UniqueConstraint("project", "digest"),
+)
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("project", Text, nullable=False, index=True),
+    Column("version", Integer, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("bundle_uri", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("phase", Text, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("weight", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    UniqueConstraint("project", "run_id", "digest"),
+)
+
+serving = Table(
+    "serving",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("project", Text, nullable=False, index=True),
+    Column("rollout_id", Integer, nullable=False),
+)
+
+
+def _forbid_changes(_table: Table, connection: Connection, **_: Any) -> None:
+    if connection.dialect.name != "sqlite":
+        return
+    for change in ("UPDATE", "DELETE"):
+        connection.exec_driver_sql(
+            f"CREATE TRIGGER ledger_no_{change.lower()} BEFORE {change} ON ledger"
+            " BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
+        )
+
+
+event.listen(ledger, "after_create", _forbid_changes)
