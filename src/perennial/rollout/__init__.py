@@ -1,0 +1,1 @@
+"""How a new model earns its traffic: look, judge, move, record."""
