@@ -35,7 +35,7 @@ class Html(str):
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page under its own heading; ``html`` is HTML already."""
+    """A part of a page under its heading (none: an empty title); ``html`` is HTML already."""
 
     title: str
     html: str
@@ -217,13 +217,14 @@ def _inline(svg: str) -> str:
 
 
 def _section(number: int, part: Section) -> str:
-    return f'<section><h2 id="s{number}">{escape(part.title)}</h2>{part.html}</section>'
+    head = f'<h2 id="s{number}">{escape(part.title)}</h2>' if part.title else ""
+    return f"<section>{head}{part.html}</section>"
 
 
 def _contents(sections: Sequence[Section]) -> str:
     if len(sections) < 4:
         return ""
-    links = (f'<a href="#s{i}">{escape(s.title)}</a>' for i, s in enumerate(sections))
+    links = (f'<a href="#s{i}">{escape(s.title)}</a>' for i, s in enumerate(sections) if s.title)
     return f'<nav aria-label="On this page">{"".join(links)}</nav>'
 
 
