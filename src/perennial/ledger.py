@@ -1,6 +1,8 @@
 """What happened, in which order, and why: each entry seals the one before it."""
 
 import json
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -8,12 +10,15 @@ from typing import Any
 from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 
 from perennial import signing
-from perennial.errors import LoopBroken
+from perennial.errors import BadInput, LoopBroken
 from perennial.store import files
 from perennial.store.engine import reading
 from perennial.store.tables import ledger, ledger_head
 
 _FIRST = "sha256:" + "0" * 64
+_WIDTH = 100
+_LABEL = 12
+_TAIL = 5
 
 
 @dataclass(frozen=True)
@@ -130,3 +135,247 @@ def _entry(row: RowMapping | dict[str, Any]) -> Entry:
         previous=row["previous"],
         digest=row["digest"],
     )
+
+
+def why(entries: Sequence[Entry], version: str | None = None, verbose: bool = False) -> list[str]:
+    """Tell how a model came to serve, or why it was refused, in lines for a terminal.
+
+    ``version`` is ``v2``, a digest or its beginning; None means the model that serves now.
+    Raises BadInput when the ledger knows no such model.
+    """
+    current, since = _serving(entries)
+    digest = current if version is None else _named_digest(entries, version)
+    if digest is None:
+        return ["No model serves yet.", *_tail(entries, 0)]
+    story = _Story(entries, digest, verbose)
+    if digest != current:
+        return [_headline(story, None), "", *story.lines()]
+    return [_headline(story, since), "", *story.lines(), *_tail(entries, story.gate_seq)]
+
+
+class _Story:
+    """Everything the ledger knows about one model digest."""
+
+    def __init__(self, entries: Sequence[Entry], digest: str, verbose: bool) -> None:
+        self.digest = digest
+        self.verbose = verbose
+        self._entries = entries
+        self.registered = self._first("registered", "digest", digest)
+        gates = [e for e in entries if e.kind == "gate" and _candidate(e) == digest]
+        run = self.registered.body["run"] if self.registered else None
+        of_run = [e for e in gates if e.body["run"] == run]
+        chosen = of_run or gates
+        self._gate = chosen[-1] if chosen else None
+        self._run = run or (self._gate.body["run"] if self._gate else None)
+
+    @property
+    def name(self) -> str:
+        if self.registered is None:
+            return f"The candidate {_short(self.digest)}"
+        return _version_name(self.registered)
+
+    @property
+    def gate_seq(self) -> int:
+        return self._gate.seq if self._gate else 0
+
+    def lines(self) -> list[str]:
+        """The way from the event to the traffic, one aligned row a fact."""
+        rows = [*self._cause(), *self._pins(), *self._judged(), *self._traffic()]
+        return [line for label, text in rows for line in _row(label, text)]
+
+    def _cause(self) -> Iterator[tuple[str, str]]:
+        started = self._first("run.started", "run", self._run)
+        trigger = str(started.body["trigger"]) if started else "by hand"
+        event = self._first("event.received", "id", trigger)
+        decision = self._last("decision", "event_id", trigger)
+        if event is None and decision is None:
+            yield "started", trigger
+        if event:
+            window = f"{_when(event.body['window_start'])} to {_when(event.body['window_end'])}"
+            yield "event", f"window {window} drifted in {_listed(event.body['drifted'])}"
+        if event and self.verbose:
+            yield "", f"event {trigger} from {event.body['source']}"
+        if decision:
+            confirmed = _listed(decision.body["confirmed"])
+            yield "decision", f"{decision.body['action']}: {decision.body['reason']}"
+            yield "", f"confirmed from the served rows: {confirmed}"
+
+    def _pins(self) -> Iterator[tuple[str, str]]:
+        started = self._first("run.started", "run", self._run)
+        lineage = self._gate.body["lineage"] if self._gate else {}
+        facts = {**(started.body if started else {}), **lineage}
+        if not facts:
+            yield "run", "not in the ledger"
+            return
+        yield "run", self._run_line(facts)
+        rows = f", {facts['rows']:,} rows" if facts.get("rows") else ""
+        source = f" from {facts['source']}" if facts.get("source") else ""
+        yield "data", f"{self._cut(facts['data_digest'])}{rows}{source}"
+        if not lineage:
+            return
+        changed = ", with changes that no commit holds" if lineage["code_dirty"] else ""
+        yield "code", f"commit {self._cut(lineage['code_commit']) or 'unknown'}{changed}"
+        yield "parameters", _pairs(lineage["parameters"])
+        yield "lock", self._cut(lineage["lock_digest"])
+        yield "seed", str(lineage["seed"])
+
+    def _run_line(self, facts: dict[str, Any]) -> str:
+        ended = self._last("run.finished", "run", self._run)
+        state = f", {ended.body['state']}" if ended else ""
+        run = f" ({self._run})" if self.verbose else ""
+        return f"with data up to {_when(facts['as_of'])}{state}{run}"
+
+    def _judged(self) -> Iterator[tuple[str, str]]:
+        if self._gate is None:
+            return
+        record = self._gate.body["record"]
+        champion = _short(record["champion"]) if record["champion"] else "no champion"
+        window = f"{_when(record['window_start'])} to {_when(record['window_end'])}"
+        verdict = "passed" if _passed(self._gate) else "refused"
+        yield "gate", f"{verdict} on the rows of {window}, against {champion}"
+        for result in record["results"]:
+            yield "", f"{'kept  ' if result['passed'] else 'BROKEN'} {_result(result)}"
+
+    def _traffic(self) -> Iterator[tuple[str, str]]:
+        if self.registered:
+            yield "registered", f"as {self.name}"
+        ends = {"served": "first", "promoted": "promoted", "rolled_back": "rolled back"}
+        for entry in self._entries:
+            if entry.body.get("digest") != self.digest:
+                continue
+            if entry.kind == "rollout.step":
+                yield "rollout", _step(entry.body)
+            if entry.kind in ends:
+                reason = entry.body.get("reason") or "took all traffic"
+                yield ends[entry.kind], f"{_day(entry)}: {reason}"
+
+    def _cut(self, digest: str) -> str:
+        head, _, text = digest.rpartition(":")
+        return digest if self.verbose else f"{head}:{text[:12]}".lstrip(":")
+
+    def _first(self, kind: str, key: str, value: object) -> Entry | None:
+        found = (e for e in self._entries if e.kind == kind and e.body.get(key) == value)
+        return next(found, None)
+
+    def _last(self, kind: str, key: str, value: object) -> Entry | None:
+        found = [e for e in self._entries if e.kind == kind and e.body.get(key) == value]
+        return found[-1] if found else None
+
+
+def _headline(story: _Story, since: Entry | None) -> str:
+    if since:
+        return f"{story.name} serves {since.project} since {_day(since)}."
+    if story.registered:
+        return f"{story.name} does not serve now."
+    return f"{story.name} was refused by the gate."
+
+
+def _serving(entries: Sequence[Entry]) -> tuple[str | None, Entry | None]:
+    """Digest that serves after all these entries, and the entry that brought it there."""
+    order: list[str] = []
+    since = None
+    for entry in entries:
+        digest = entry.body.get("digest", "")
+        top = order[-1] if order else None
+        if entry.kind in ("served", "promoted") and digest != top:
+            order.append(digest)
+            since = entry
+        # A canary that is rolled back never was on top; only taking back a promotion uncovers.
+        if entry.kind == "rolled_back" and digest == top and len(order) > 1:
+            order.pop()
+            since = entry
+    return (order[-1] if order else None), since
+
+
+def _named_digest(entries: Sequence[Entry], version: str) -> str:
+    registered = {_label(e): str(e.body["digest"]) for e in entries if e.kind == "registered"}
+    if version in registered:
+        return registered[version]
+    candidates = {_candidate(e) for e in entries if e.kind == "gate"}
+    wanted = version.removeprefix("sha256:")
+    found = {
+        d
+        for d in candidates | set(registered.values())
+        if d.removeprefix("sha256:").startswith(wanted)
+    }
+    if wanted and len(found) == 1:
+        return found.pop()
+    known = ", ".join(registered) or "none yet"
+    seen = "fits several models" if wanted and found else "is not in the ledger"
+    raise BadInput(f"model {version!r} {seen}; wanted a version ({known}) or a candidate's digest")
+
+
+def _tail(entries: Sequence[Entry], after: int) -> list[str]:
+    """What was tried since and did not come to serve."""
+    refused = [e for e in entries if e.seq > after and e.kind == "gate" and not _passed(e)]
+    if not refused:
+        return []
+    shown = [line for entry in refused[-_TAIL:] for line in _refusal(entry)]
+    more = len(refused) - _TAIL
+    earlier = [f"  and {more} earlier"] if more > 0 else []
+    return ["", "Refused since:" if after else "Refused:", *shown, *earlier]
+
+
+def _refusal(entry: Entry) -> list[str]:
+    record = entry.body["record"]
+    broken = "; ".join(r["reason"] for r in record["results"] if not r["passed"])
+    text = f"{_short(record['candidate'])}, data up to {_when(record['as_of'])}: {broken}"
+    return textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ")
+
+
+def _row(label: str, text: str) -> list[str]:
+    indent = " " * (_LABEL + 2)
+    first = f"  {label:<{_LABEL}}"
+    return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=indent) or [first]
+
+
+def _result(result: dict[str, Any]) -> str:
+    return f"{result['name']}: {result['reason']}"
+
+
+def _step(body: dict[str, Any]) -> str:
+    requests = body.get("canary_requests")
+    seen = f" ({requests:,} canary requests)" if requests is not None else ""
+    return f"{body['weight']:>3} %  {body['verdict']}: {body['reason']}{seen}"
+
+
+def _passed(gate: Entry) -> bool:
+    results = gate.body["record"]["results"]
+    return bool(results) and all(r["passed"] for r in results)
+
+
+def _candidate(gate: Entry) -> str:
+    return str(gate.body["record"]["candidate"])
+
+
+def _label(entry: Entry) -> str:
+    return "v" + str(entry.body["version"]).removeprefix("v")
+
+
+def _version_name(entry: Entry) -> str:
+    return f"{_label(entry)} ({_short(entry.body['digest'])})"
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:8]
+
+
+def _day(entry: Entry) -> str:
+    return _when((entry.event_time or entry.at).isoformat(timespec="minutes"))
+
+
+def _when(moment: str) -> str:
+    text = datetime.fromisoformat(moment).strftime("%Y-%m-%d %H:%M")
+    return text.removesuffix(" 00:00")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "nothing"
+
+
+def _pairs(parameters: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {_number(value)}" for key, value in sorted(parameters.items()))
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,16 +1,17 @@
 """Who said this: keys, the bytes that are signed, and their signatures."""
 
+import contextlib
 import hashlib
 import hmac
 import json
 import math
+import os
 import secrets
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from perennial.errors import BadInput
-from perennial.store import files
 
 KEY_BYTES = 32
 
@@ -19,7 +20,7 @@ def event_key(folder: Path) -> bytes:
     """The key that signs events, made on first use and readable by its owner only."""
     path = folder / "event.key"
     if not path.exists():
-        files.write_once(path, secrets.token_bytes(KEY_BYTES), mode=0o400)
+        _make_key(path)
     return read_key(path)
 
 
@@ -74,3 +75,17 @@ def _moment(value: Any) -> str:
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(f"{type(value).__name__} has no canonical JSON")
+
+
+def _make_key(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+    with os.fdopen(handle, "wb") as file:
+        file.write(secrets.token_bytes(KEY_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    # A link never replaces: of two processes that start at once, both end with the first key.
+    with contextlib.suppress(FileExistsError):
+        os.link(temporary, path)
+    temporary.unlink()

@@ -1,0 +1,89 @@
+"""Exclusive work: one holder at a time and a number that tells a late one from the present one."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from perennial.store import lease
+from perennial.store.engine import make_engine
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return make_engine(f"sqlite:///{tmp_path}/state.db")
+
+
+def test_a_lease_has_one_holder_until_it_is_given_back(engine: Engine):
+    first = lease.acquire(engine, "run", "a", ttl_s=10, now=100.0)
+    refused = lease.acquire(engine, "run", "b", ttl_s=10, now=101.0)
+    seen = lease.holder(engine, "run", now=101.0)
+    lease.release(engine, "run", fence=first or 0)
+    second = lease.acquire(engine, "run", "b", ttl_s=10, now=102.0)
+
+    assert (first, refused, seen, second) == (1, None, "a", 2)
+
+
+def test_a_lease_of_a_dead_holder_can_be_taken_when_its_time_is_over(engine: Engine):
+    lease.acquire(engine, "run", "dead", ttl_s=10, now=100.0)
+
+    assert lease.holder(engine, "run", now=110.0) is None
+    assert lease.acquire(engine, "run", "b", ttl_s=10, now=110.0) == 2
+
+
+def test_a_late_holder_can_neither_renew_nor_release_the_lease_of_another(engine: Engine):
+    lease.acquire(engine, "run", "late", ttl_s=10, now=100.0)
+    lease.acquire(engine, "run", "b", ttl_s=10, now=111.0)
+
+    renewed = lease.renew(engine, "run", fence=1, ttl_s=10, now=112.0)
+    lease.release(engine, "run", fence=1)
+
+    assert not renewed
+    assert lease.holder(engine, "run", now=112.0) == "b"
+
+
+def test_a_renewed_lease_lasts_longer_also_when_nobody_took_it_meanwhile(engine: Engine):
+    lease.acquire(engine, "run", "a", ttl_s=10, now=100.0)
+
+    assert lease.renew(engine, "run", fence=1, ttl_s=10, now=120.0)
+    assert lease.acquire(engine, "run", "b", ttl_s=10, now=125.0) is None
+
+
+def test_a_lease_that_was_given_back_cannot_be_renewed(engine: Engine):
+    lease.acquire(engine, "run", "a", ttl_s=10, now=100.0)
+    lease.release(engine, "run", fence=1)
+
+    assert not lease.renew(engine, "run", fence=1, ttl_s=10, now=101.0)
+
+
+def test_leases_of_different_names_do_not_meet(engine: Engine):
+    assert lease.acquire(engine, "run:a", "x", ttl_s=10, now=0.0) == 1
+    assert lease.acquire(engine, "run:b", "y", ttl_s=10, now=0.0) == 1
+
+
+def test_eight_contenders_never_hold_a_lease_together(engine: Engine):
+    inside: list[int] = []
+    overlaps: list[int] = []
+    fences: list[int] = []
+
+    def contend() -> None:
+        for _ in range(20):
+            fence = lease.acquire(engine, "run", "x", ttl_s=1e6, now=1.0)
+            if fence is None:
+                continue
+            inside.append(fence)
+            overlaps.extend(inside[1:])
+            inside.remove(fence)
+            fences.append(fence)
+            lease.release(engine, "run", fence)
+
+    threads = [threading.Thread(target=contend) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert overlaps == []
+    assert fences == sorted(set(fences))
+    assert len(fences) >= 20

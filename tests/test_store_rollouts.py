@@ -1,0 +1,102 @@
+"""What serves, what is wished to serve, and what served before."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from perennial.errors import LoopBroken
+from perennial.records import Phase, RolloutState
+from perennial.store import rollouts
+from perennial.store.engine import make_engine
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return make_engine(f"sqlite:///{tmp_path}/state.db")
+
+
+def wish(engine: Engine, version: int, run: str | None = None) -> RolloutState:
+    return rollouts.wish(
+        engine,
+        project="churn",
+        version=version,
+        digest=f"sha256:{version}",
+        bundle_uri=f"bundles/{version}",
+        run_id=run or f"run-{version}",
+    )
+
+
+def test_a_wish_waits_at_no_traffic(engine: Engine):
+    state = wish(engine, 1)
+
+    assert (state.phase, state.step, state.weight) == (Phase.WISHED, -1, 0)
+    assert rollouts.open_rollout(engine, "churn") == state
+    assert rollouts.get(engine, state.id) == state
+
+
+def test_the_same_run_wishing_twice_means_one_rollout(engine: Engine):
+    assert wish(engine, 1) == wish(engine, 1)
+    assert len(rollouts.history(engine, "churn")) == 1
+
+
+def test_a_newer_wish_supersedes_one_that_was_not_begun(engine: Engine):
+    old = wish(engine, 1)
+    new = wish(engine, 2)
+
+    assert rollouts.open_rollout(engine, "churn") == new
+    superseded = rollouts.get(engine, old.id)
+    assert superseded is not None
+    assert superseded.phase is Phase.SUPERSEDED
+    assert superseded.reason == "v2 was wished before this one began"
+
+
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.CANARY])
+def test_a_newer_wish_waits_for_a_rollout_that_has_begun(engine: Engine, phase: Phase):
+    begun = replace(wish(engine, 1), phase=phase)
+    rollouts.save(engine, begun)
+    new = wish(engine, 2)
+
+    assert rollouts.open_rollout(engine, "churn") == begun
+    rollouts.save(engine, replace(begun, phase=Phase.PROMOTED))
+    assert rollouts.open_rollout(engine, "churn") == new
+
+
+def test_saving_a_rollout_that_nobody_wished_breaks_the_loop(engine: Engine):
+    with pytest.raises(LoopBroken, match="rollout 7 is saved but was never wished"):
+        rollouts.save(engine, replace(wish(engine, 1), id=7))
+
+
+def test_nothing_serves_at_first(engine: Engine):
+    assert rollouts.serving(engine, "churn") is None
+    assert rollouts.previous(engine, "churn") is None
+    assert rollouts.open_rollout(engine, "churn") is None
+
+
+def test_rolling_back_twice_goes_deeper_instead_of_back_and_forth(engine: Engine):
+    first, second, third = (wish(engine, n) for n in (1, 2, 3))
+    seen = []
+    for state in (first, second, third, second, first):
+        rollouts.set_serving(engine, "churn", state.id)
+        now, before = rollouts.serving(engine, "churn"), rollouts.previous(engine, "churn")
+        seen.append((now.version if now else None, before.version if before else None))
+
+    assert seen == [(1, None), (2, 1), (3, 2), (2, 1), (1, None)]
+
+
+def test_saying_twice_what_serves_changes_nothing(engine: Engine):
+    first, second = wish(engine, 1), wish(engine, 2)
+    for state in (first, second, second):
+        rollouts.set_serving(engine, "churn", state.id)
+
+    before = rollouts.previous(engine, "churn")
+    assert before is not None
+    assert before.id == first.id
+
+
+def test_projects_do_not_see_each_other(engine: Engine):
+    rollouts.set_serving(engine, "churn", wish(engine, 1).id)
+
+    assert rollouts.serving(engine, "bank") is None
+    assert rollouts.history(engine, "bank") == []
