@@ -61,6 +61,12 @@ def newest_over(history: Sequence[RolloutState]) -> RolloutState | None:
     return ended[-1] if ended else None
 
 
+def before(state: RolloutState, history: Sequence[RolloutState]) -> RolloutState | None:
+    """What served until this rollout was promoted; None for the first model."""
+    earlier = [r for r in history if r.phase is Phase.PROMOTED and r.id < state.id]
+    return earlier[-1] if earlier else None
+
+
 def origin(state: RolloutState, history: Sequence[RolloutState]) -> RolloutState:
     """The rollout by which a version first came to serve: a rollback restores that one."""
     if not is_by_hand(state):

@@ -1,0 +1,292 @@
+"""Bring wished models to traffic: look, judge, move, record, one small step a tick.
+
+Every move is written to the store before it is made, and made again by whoever finds it unmade: a
+controller that was killed at any point is gone on with by the next one.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from sqlalchemy import Engine
+
+from perennial.errors import BadInput, PerennialError, Unavailable
+from perennial.ledger import Ledger
+from perennial.project import Project
+from perennial.records import Evidence, Judgement, Phase, RolloutState, Verdict
+from perennial.rollout import judge, plan
+from perennial.rollout.ports import Clock, EvidenceSource, Revisions, Traffic
+from perennial.store import rollouts
+
+log = logging.getLogger(__name__)
+
+
+class Controller:
+    """Moves the rollouts of one project."""
+
+    def __init__(
+        self,
+        project: Project,
+        engine: Engine,
+        ledger: Ledger,
+        traffic: Traffic,
+        evidence: EvidenceSource,
+        revisions: Revisions,
+        clock: Clock,
+        on_promoted: Callable[[RolloutState], None] | None = None,
+    ) -> None:
+        self._project = project
+        self._limits = project.rollout
+        self._engine = engine
+        self._ledger = ledger
+        self._traffic = traffic
+        self._evidence = evidence
+        self._revisions = revisions
+        self._clock = clock
+        self._on_promoted = on_promoted
+        self._stopwatch = ("", 0.0)
+        self.settled = False
+        self.problem = ""
+
+    def tick(self) -> RolloutState | None:
+        """Look once and move at most one step; gives the rollout it looked at."""
+        try:
+            state = self._tick()
+            self.problem = ""
+            return state
+        except Unavailable as exc:
+            # What does not answer now is asked again at the next tick, with nothing half moved.
+            log.warning("rollout waits project=%s reason=%s", self._project.name, exc)
+            self.problem = str(exc)
+            return rollouts.open_rollout(self._engine, self._project.name)
+
+    def _tick(self) -> RolloutState | None:
+        if not self.settled:
+            self._settle()
+        state = rollouts.open_rollout(self._engine, self._project.name)
+        if state is None or not self.settled:
+            return state
+        history = rollouts.history(self._engine, self._project.name)
+        if state.phase is not Phase.WISHED and plan.overruled_by(state, history):
+            return self._end(state, "a rollback by hand was asked for meanwhile")
+        moves = {
+            Phase.WISHED: self._begin,
+            Phase.STARTING: self._start,
+            Phase.CANARY: self._step,
+        }
+        return moves[state.phase](state)
+
+    def _begin(self, state: RolloutState) -> RolloutState:
+        serving = self._serving()
+        if serving and serving.digest == state.digest:
+            reason = f"{plan.name(serving)} is the same model and serves already"
+            return self._save(plan.end(state, Phase.SUPERSEDED, reason))
+        for old in set(self._revisions.names()) - self._names(serving, state):
+            self._revisions.stop(old)
+        return self._start(self._save(plan.start(state)))
+
+    def _start(self, state: RolloutState) -> RolloutState:
+        name = plan.name(state)
+        if fault := self._bring_up(state):
+            return self._end(state, f"{name} did not start: {fault}")
+        if not self._revisions.ready(name):
+            if self._elapsed(f"start {state.id}") > self._limits.ready_s:
+                return self._end(state, f"{name} was not ready within {self._limits.ready_s:g} s")
+            return state
+        if self._serving() is None:
+            return self._move(plan.end(state, Phase.PROMOTED, "first model, nothing to compare"))
+        if plan.is_by_hand(state):
+            return self._move(plan.end(state, Phase.PROMOTED, "rollback by hand"))
+        return self._move(plan.first_step(state, self._limits.steps))
+
+    def _bring_up(self, state: RolloutState) -> str:
+        """Start the revision if need be; says why that cannot succeed."""
+        name = plan.name(state)
+        try:
+            if name not in self._revisions.names():
+                self._revisions.start(state)
+        except PerennialError as exc:
+            return str(exc)
+        return self._revisions.died(name)
+
+    def _step(self, state: RolloutState) -> RolloutState:
+        stable = self._stable()
+        if self._shares() != _shares(plan.weights(state, stable)):
+            return self._take_share(state)
+        if died := self._revisions.died(plan.name(state)):
+            return self._end(state, died)
+        evidence = self._look(state)
+        elapsed_s = self._elapsed(f"step {_key(state)}")
+        judgement = judge.judge(evidence, self._limits, elapsed_s)
+        if judgement.verdict is Verdict.HOLD:
+            return self._hold(state, judgement)
+        self._record_step(state, judgement, evidence)
+        return self._move(plan.after(state, judgement, self._limits.steps))
+
+    def _take_share(self, state: RolloutState) -> RolloutState:
+        """Give a canary the share its step says, once it is ready: it may have to start again."""
+        stable = self._stable()
+        name = plan.name(state)
+        if fault := self._bring_up(state):
+            return self._end(state, f"{name} is down: {fault}")
+        if self._elapsed(f"share {_key(state)}") > self._limits.ready_s:
+            return self._end(state, f"{name} did not get its share: {self.problem or 'not ready'}")
+        if not self._revisions.ready(name):
+            self._traffic.set_weights({plan.name(stable): 100})
+            return state
+        self._traffic.set_weights(_shares(plan.weights(state, stable)))
+        self._look(state)
+        self._elapsed(f"step {_key(state)}")
+        log.info("canary moved revision=%s weight=%d", name, state.weight)
+        return state
+
+    def _hold(self, state: RolloutState, judgement: Judgement) -> RolloutState:
+        if judgement.reason == state.reason:
+            return state
+        return self._save(plan.after(state, judgement, self._limits.steps))
+
+    def _end(self, state: RolloutState, reason: str) -> RolloutState:
+        return self._move(plan.end(state, Phase.ROLLED_BACK, reason))
+
+    def _move(self, state: RolloutState) -> RolloutState:
+        self._save(state)
+        if not state.phase.over:
+            return self._take_share(state)
+        log.info("rollout over version=%s phase=%s", plan.name(state), state.phase)
+        self.settled = False
+        self._settle()
+        return state
+
+    def _settle(self) -> None:
+        """Make what the store says true: who serves, who gets traffic, what the ledger tells."""
+        history = rollouts.history(self._engine, self._project.name)
+        last = plan.newest_over(history)
+        if last and last.phase is Phase.PROMOTED:
+            origin = plan.origin(last, history)
+            rollouts.set_serving(self._engine, self._project.name, origin.id)
+        serving = self._serving()
+        if serving and not self._serve(serving, history):
+            return
+        if last:
+            self._stop_rejected(last, serving, history)
+            self._record_end(last, history)
+        self.settled = True
+
+    def _serve(self, serving: RolloutState, history: list[RolloutState]) -> bool:
+        """Let the serving version have its traffic; says whether it is ready."""
+        if plan.name(serving) not in self._revisions.names():
+            self._revisions.start(serving)
+        # A canary in flight keeps its share through a restart of the controller.
+        if not any(r.phase is Phase.CANARY for r in history):
+            self._traffic.set_weights({plan.name(serving): 100})
+        return self._revisions.ready(plan.name(serving))
+
+    def _stop_rejected(
+        self, last: RolloutState, serving: RolloutState | None, history: list[RolloutState]
+    ) -> None:
+        going = next((r for r in history if not r.phase.over), None)
+        if last.phase is Phase.ROLLED_BACK and plan.name(last) not in self._names(serving, going):
+            self._revisions.stop(plan.name(last))
+
+    def _record_step(self, state: RolloutState, judgement: Judgement, evidence: Evidence) -> None:
+        body = {
+            **_subject(state, state),
+            "weight": state.weight,
+            "verdict": str(judgement.verdict),
+            "reason": judgement.reason,
+            "canary_requests": evidence.canary.requests if evidence.canary else 0,
+        }
+        self._append("rollout.step", body)
+
+    def _record_end(self, last: RolloutState, history: list[RolloutState]) -> None:
+        before = plan.before(last, history)
+        if last.phase is Phase.ROLLED_BACK:
+            kind, body = "rolled_back", {**_subject(last, last), "reason": last.reason}
+        elif before and plan.is_by_hand(last):
+            reason = f"by hand; {plan.name(last)} serves again"
+            kind, body = "rolled_back", {**_subject(last, before), "reason": reason}
+        else:
+            kind = "promoted" if before else "served"
+            body = {**_subject(last, last), "reason": last.reason}
+        if self._is_recorded(kind, last):
+            return
+        self._append(kind, body)
+        if self._on_promoted and last.phase is Phase.PROMOTED:
+            self._on_promoted(last)
+
+    def _is_recorded(self, kind: str, state: RolloutState) -> bool:
+        entries = self._ledger.entries(self._project.name, kind)
+        return any(e.body.get("rollout") == state.id for e in entries)
+
+    def _append(self, kind: str, body: dict[str, object]) -> None:
+        subject = f"v{body['version']}"
+        now = self._clock.now()
+        self._ledger.append(kind, project=self._project.name, subject=subject, body=body, now=now)
+
+    def _look(self, state: RolloutState) -> Evidence:
+        names = plan.name(state), plan.name(self._stable())
+        return self._evidence.look(_key(state), *names)
+
+    def _save(self, state: RolloutState) -> RolloutState:
+        rollouts.save(self._engine, state)
+        return state
+
+    def _serving(self) -> RolloutState | None:
+        return rollouts.serving(self._engine, self._project.name)
+
+    def _stable(self) -> RolloutState:
+        serving = self._serving()
+        assert serving, "a canary needs a serving model beside it"
+        return serving
+
+    def _shares(self) -> dict[str, int]:
+        return _shares(self._traffic.weights())
+
+    def _names(self, *states: RolloutState | None) -> set[str]:
+        return {plan.name(s) for s in states if s}
+
+    def _elapsed(self, what: str) -> float:
+        """Seconds since ``what`` was first asked for, by the monotonic clock."""
+        if self._stopwatch[0] != what:
+            self._stopwatch = (what, self._clock.monotonic())
+        return self._clock.monotonic() - self._stopwatch[1]
+
+
+def roll_back(engine: Engine, ledger: Ledger, project: str, now: datetime) -> RolloutState:
+    """Ask that the previous version serves again; the running controller does it at its next tick.
+
+    Asking twice before it is done means one rollback. Raises BadInput when nothing served before.
+    """
+    target = rollouts.previous(engine, project)
+    if target is None:
+        raise BadInput(
+            f"{project} has no version before the one that serves; nothing to go back to"
+        )
+    ended = [r for r in rollouts.history(engine, project) if r.phase.over]
+    run_id = f"{plan.BY_HAND}{ended[-1].id}"
+    wish = rollouts.wish(
+        engine,
+        project=project,
+        version=target.version,
+        digest=target.digest,
+        bundle_uri=target.bundle_uri,
+        run_id=run_id,
+    )
+    subject = plan.name(wish)
+    asked = ledger.entries(project, "rollout.wished", subject)
+    if not any(e.body.get("rollout") == wish.id for e in asked):
+        body = {**_subject(wish, wish), "run": run_id}
+        ledger.append("rollout.wished", project=project, subject=subject, body=body, now=now)
+    return wish
+
+
+def _subject(rollout: RolloutState, about: RolloutState) -> dict[str, object]:
+    return {"rollout": rollout.id, "version": about.version, "digest": about.digest}
+
+
+def _shares(weights: Mapping[str, int]) -> dict[str, int]:
+    return {name: percent for name, percent in weights.items() if percent}
+
+
+def _key(state: RolloutState) -> str:
+    return f"{state.id}.{state.step}"
