@@ -1,0 +1,170 @@
+"""What was served in a window: Parquet parts and drift reports, written whole or not at all."""
+
+import io
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from perennial.drift.windows import ClosedWindow, Matrix
+from perennial.errors import BadInput
+from perennial.records import DriftReport, FeatureDrift, plain
+from perennial.store.files import write_atomic
+
+_NAME = "%Y%m%dT%H%M%SZ"
+_REPORT = ".drift.json"
+# A feature may be called like one of our own columns.
+_FEATURE = "feature."
+
+
+@dataclass(frozen=True)
+class SegmentRows:
+    """All rows of one window, of every revision, in order of time; categories as codes."""
+
+    features: tuple[str, ...]
+    matrix: Matrix
+    scores: Matrix
+    request_ids: tuple[str, ...]
+    rows: tuple[int, ...]  # which row of its request
+    times: tuple[datetime, ...]
+    digests: tuple[str, ...]
+    revisions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """The one process that writes parts under its own name: ``<revision>-<pid>-<token>``."""
+
+    folder: Path
+    revision: str
+    features: tuple[str, ...]
+    # A restarted container has the same process id as before: the token keeps its files apart.
+    stem: str
+
+    @classmethod
+    def new(cls, folder: Path, revision: str, features: Sequence[str]) -> "Writer":
+        """A writer for this process."""
+        stem = f"{revision}-{os.getpid()}-{secrets.token_hex(2)}"
+        return cls(folder, revision, tuple(features), stem)
+
+    def write(self, window: ClosedWindow) -> Path | None:
+        """Write one part; nothing when it has no rows."""
+        if not window.rows:
+            return None
+        buffer = io.BytesIO()
+        pq.write_table(_table(window, self.revision, self.features), buffer)
+        suffix = f"-{window.part}" if window.part else ""
+        path = _where(self.folder, window.start) / f"{self.stem}{suffix}.parquet"
+        write_atomic(path, buffer.getvalue())
+        return path
+
+    def write_report(self, report: DriftReport) -> Path:
+        """Write what was found in a window that is over; its presence says that it is over."""
+        path = _where(self.folder, report.window_start) / f"{self.stem}{_REPORT}"
+        text = {**plain(report), "drifted": list(report.drifted)}
+        write_atomic(path, json.dumps(text, indent=1) + "\n")
+        return path
+
+    def read_own(self, window_start: datetime) -> SegmentRows:
+        """The rows of one window that this process wrote."""
+        return _read(self.folder, window_start, f"{self.stem}*")
+
+
+def starts(folder: Path) -> list[datetime]:
+    """Starts of the windows that have rows on the disk, the oldest first."""
+    found = {part.parent.name for part in folder.glob("*/*.parquet")}
+    return sorted(datetime.strptime(name, _NAME).replace(tzinfo=UTC) for name in found)
+
+
+def read(folder: Path, window_start: datetime) -> SegmentRows:
+    """All rows of one window, from all its parts. Raises BadInput when there are none."""
+    return _read(folder, window_start, "*")
+
+
+def reports(folder: Path, window_start: datetime) -> list[DriftReport]:
+    """What each process that served rows of the window found in its own share of them."""
+    where = _where(folder, window_start)
+    return [_report(path) for path in sorted(where.glob(f"*{_REPORT}"))]
+
+
+def _where(folder: Path, start: datetime) -> Path:
+    return folder / start.astimezone(UTC).strftime(_NAME)
+
+
+def _table(window: ClosedWindow, revision: str, features: Sequence[str]) -> pa.Table:
+    counts = [len(s.scores) for s in window.served]
+    counted = list(zip(window.served, counts, strict=True))
+    matrix = np.concatenate([s.matrix for s in window.served])
+    columns = {
+        "request_id": [s.request_id for s, n in counted for _ in range(n)],
+        "row": np.concatenate([np.arange(n, dtype=np.int32) for n in counts]),
+        "event_time": pa.array(
+            [s.event_time for s, n in counted for _ in range(n)],
+            pa.timestamp("us", tz="UTC"),
+        ),
+        "probability": np.concatenate([s.scores for s in window.served]),
+        "model_digest": [window.digest] * len(matrix),
+        "revision": [revision] * len(matrix),
+        **{f"{_FEATURE}{name}": matrix[:, i] for i, name in enumerate(features)},
+    }
+    return pa.table(columns)
+
+
+def _read(folder: Path, window_start: datetime, pattern: str) -> SegmentRows:
+    where = _where(folder, window_start)
+    parts = sorted(where.glob(f"{pattern}.parquet"))
+    if not parts:
+        raise BadInput(f"no served rows at {where}; wanted Parquet parts of that window")
+    table = pa.concat_tables([_part(path) for path in parts], promote_options="default")
+    return _rows(table.sort_by([(c, "ascending") for c in ("event_time", "request_id", "row")]))
+
+
+def _part(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, partitioning=None)
+    except pa.ArrowException as exc:
+        raise BadInput(f"{path} is not a readable segment; move it away") from exc
+
+
+def _rows(table: pa.Table) -> SegmentRows:
+    names = [c for c in table.column_names if c.startswith(_FEATURE)]
+    columns = [table[c].to_numpy() for c in names]
+    return SegmentRows(
+        features=tuple(n.removeprefix(_FEATURE) for n in names),
+        matrix=np.column_stack(columns).astype(np.float64),
+        scores=table["probability"].to_numpy(),
+        request_ids=tuple(table["request_id"].to_pylist()),
+        rows=tuple(table["row"].to_pylist()),
+        times=tuple(t.replace(tzinfo=UTC) for t in _naive(table["event_time"])),
+        digests=tuple(table["model_digest"].to_pylist()),
+        revisions=tuple(table["revision"].to_pylist()),
+    )
+
+
+def _naive(column: pa.ChunkedArray) -> list[datetime]:
+    # Arrow would ask a time zone database that a slim image does not have.
+    found: list[datetime] = column.cast(pa.timestamp("us")).to_pylist()
+    return found
+
+
+def _report(path: Path) -> DriftReport:
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        del raw["drifted"]
+        for key in ("window_start", "window_end"):
+            raw[key] = datetime.fromisoformat(raw[key])
+        raw["features"] = tuple(FeatureDrift(**item) for item in raw["features"])
+        return DriftReport(**raw)
+    except (ValueError, KeyError, TypeError) as exc:
+        raise BadInput(f"{path} is not a readable drift report; move it away") from exc
