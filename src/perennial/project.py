@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import GenerateJsonSchema
 
 from perennial.errors import BadInput, many
 
@@ -25,6 +35,13 @@ def parse_length(text: object) -> timedelta:
     return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
 
 
+def tell_length(length: timedelta) -> str:
+    """Write a length of time as ``parse_length`` reads it: in days if they are whole."""
+    seconds = int(length.total_seconds())
+    unit = next(u for u in ("d", "h", "min", "s") if seconds % _UNITS[u] == 0)
+    return f"{seconds // _UNITS[unit]}{unit}"
+
+
 def parse_moment(value: object) -> datetime:
     """Turn an ISO date or time into an aware UTC moment. Raises ValueError."""
     if isinstance(value, str):
@@ -39,11 +56,22 @@ def parse_moment(value: object) -> datetime:
     raise ValueError("a date such as 2011-06-01")
 
 
-Length = Annotated[timedelta, BeforeValidator(parse_length)]
-Moment = Annotated[datetime, BeforeValidator(parse_moment)]
+Length = Annotated[
+    timedelta,
+    BeforeValidator(parse_length),
+    PlainSerializer(tell_length, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": r"^\s*\d+\s*(s|min|h|d|w)\s*$"}),
+]
+Moment = Annotated[
+    datetime,
+    BeforeValidator(parse_moment),
+    WithJsonSchema({"type": "string", "examples": ["2011-06-01", "2011-06-01T12:00:00Z"]}),
+]
 
 
 class Part(BaseModel):
+    """A part of a project: frozen, and a key that it does not know is a fault."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -72,7 +100,9 @@ class Simulator(Part):
     seed: Annotated[int, Field(ge=0, description="Same seed, same rows.")] = 7
     start: Annotated[Moment, Field(description="First day.")] = datetime(2010, 12, 1, tzinfo=UTC)
     days: Annotated[int, Field(ge=30, le=3650, description="Length of the history in days.")] = 400
-    customers: Annotated[int, Field(ge=50, le=100_000, description="Customers at the start.")] = 1200
+    customers: Annotated[int, Field(ge=50, le=100_000, description="Customers at the start.")] = (
+        1200
+    )
     shifts: Annotated[tuple[Shift, ...], Field(description="Planted changes.")] = ()
 
 
@@ -96,11 +126,17 @@ class Source(Part):
 class RowOrder(Part):
     """Rows stand in order of time, without a time column: row i happens at start + i * step."""
 
-    start: Moment = datetime(2000, 1, 1, tzinfo=UTC)
-    step: Length = timedelta(minutes=1)
+    start: Annotated[Moment, Field(description="Moment of the first row.")] = datetime(
+        2000, 1, 1, tzinfo=UTC
+    )
+    step: Annotated[Length, Field(description="Time from one row to the next.")] = timedelta(
+        minutes=1
+    )
 
 
 class Time(Part):
+    """When a row happened: a column says it, or the order of the rows does."""
+
     column: Annotated[str | None, Field(description="Column that says when a row happened.")] = None
     row_order: Annotated[RowOrder | None, Field(description="Rows are in order instead.")] = None
 
@@ -112,6 +148,8 @@ class Time(Part):
 
 
 class Label(Part):
+    """What is predicted, and when its truth is known."""
+
     column: Annotated[
         str | None, Field(description="Column to predict (none for transactions).")
     ] = None
@@ -125,7 +163,9 @@ class Label(Part):
 
 
 class Feature(Part):
-    name: str
+    """One column that the model sees."""
+
+    name: Annotated[str, Field(description="Column of the table.")]
     type: Annotated[Literal["number", "category"], Field(description="How it is read.")]
 
 
@@ -133,48 +173,69 @@ class Expectation(Part):
     """One Great Expectations expectation under its own name and arguments."""
 
     expect: Annotated[str, Field(description="Name, such as ExpectColumnValuesToNotBeNull.")]
-    layer: Literal["schema", "statistics", "business"] = "schema"
-    severity: Literal["critical", "warning", "info"] = "critical"
-    args: dict[str, Any] = {}
+    layer: Annotated[
+        Literal["schema", "statistics", "business"],
+        Field(description="Under which heading the validation page shows it."),
+    ] = "schema"
+    severity: Annotated[
+        Literal["critical", "warning", "info"],
+        Field(description="critical stops the run; the others are only reported."),
+    ] = "critical"
+    args: Annotated[dict[str, Any], Field(description="Arguments, such as column and mostly.")] = {}
 
 
 class Search(Part):
     """Ranges that Optuna searches; both ends included."""
 
-    max_depth: tuple[int, int] = (2, 6)
-    eta: tuple[float, float] = (0.03, 0.3)
-    min_child_weight: tuple[float, float] = (1.0, 20.0)
-    subsample: tuple[float, float] = (0.6, 1.0)
-    colsample_bytree: tuple[float, float] = (0.5, 1.0)
-    reg_lambda: tuple[float, float] = (0.5, 10.0)
+    max_depth: Annotated[tuple[int, int], Field(description="Depth of a tree.")] = (2, 6)
+    eta: Annotated[tuple[float, float], Field(description="Learning rate.")] = (0.03, 0.3)
+    min_child_weight: Annotated[
+        tuple[float, float], Field(description="Least weight in a leaf.")
+    ] = (1.0, 20.0)
+    subsample: Annotated[tuple[float, float], Field(description="Share of rows a tree sees.")] = (
+        0.6,
+        1.0,
+    )
+    colsample_bytree: Annotated[
+        tuple[float, float], Field(description="Share of features a tree sees.")
+    ] = (0.5, 1.0)
+    reg_lambda: Annotated[tuple[float, float], Field(description="L2 penalty.")] = (0.5, 10.0)
 
 
 class Training(Part):
+    """How a model is searched for and fitted."""
+
     trials: Annotated[int, Field(ge=1, le=1000, description="Optuna trials.")] = 20
     folds: Annotated[int, Field(ge=2, le=10, description="Time-ordered folds.")] = 3
     rounds: Annotated[int, Field(ge=10, le=5000, description="Most boosting rounds.")] = 200
-    metric: Literal["auc", "logloss", "aucpr"] = "auc"
-    seed: Annotated[int, Field(ge=0)] = 7
+    metric: Annotated[
+        Literal["auc", "logloss", "aucpr"], Field(description="What the search improves.")
+    ] = "auc"
+    seed: Annotated[int, Field(ge=0, description="Same seed and data, same model.")] = 7
     min_rows: Annotated[int, Field(ge=50, description="Fewest labelled rows.")] = 300
     keep: Annotated[
         Length | None, Field(description="Train on rows this recent only; none: on all.")
     ] = None
-    search: Search = Search()
+    search: Annotated[Search, Field(description="Ranges that Optuna searches.")] = Search()
 
 
 class Gates(Part):
     """Limits a candidate must keep; a missing or NaN measurement fails."""
 
-    min_auc: Annotated[float, Field(ge=0, le=1)] = 0.60
+    min_auc: Annotated[float, Field(ge=0, le=1, description="Least AUC on the holdout.")] = 0.60
     min_gain: Annotated[
         float, Field(description="Lower bound of AUC gained over the champion must exceed this.")
     ] = 0.0
     confidence: Annotated[float, Field(gt=0.5, lt=1, description="Of that lower bound.")] = 0.95
-    max_calibration_error: Annotated[float, Field(gt=0, le=1)] = 0.15
+    max_calibration_error: Annotated[
+        float, Field(gt=0, le=1, description="Most expected calibration error, 10 bins.")
+    ] = 0.15
     min_parity_ratio: Annotated[
         float | None, Field(description="Least demographic parity ratio; none: reported only.")
     ] = None
-    max_p95_ms: Annotated[float, Field(gt=0)] = 100.0
+    max_p95_ms: Annotated[
+        float, Field(gt=0, description="Most milliseconds to score one row, 95th percentile.")
+    ] = 100.0
     min_rows: Annotated[int, Field(ge=20, description="Fewest rows to judge on.")] = 100
     holdout_windows: Annotated[
         int, Field(ge=1, description="Newest labelled windows that judge, kept from training.")
@@ -197,8 +258,12 @@ class Window(Part):
 
 
 class Drift(Part):
+    """How a window of served rows is compared with reference rows."""
+
     p_value: Annotated[float, Field(gt=0, lt=1, description="Before Bonferroni.")] = 0.05
-    reference_rows: Annotated[int, Field(ge=50, le=100_000)] = 1000
+    reference_rows: Annotated[
+        int, Field(ge=50, le=100_000, description="Most reference rows in a bundle.")
+    ] = 1000
     reference_windows: Annotated[
         int, Field(ge=1, description="Newest windows before training that reference rows are from.")
     ] = 4
@@ -206,10 +271,15 @@ class Drift(Part):
     ignore: Annotated[
         tuple[str, ...], Field(description="Features that change by nature, such as a season.")
     ] = ()
-    backend: Literal["alibi-detect", "scipy"] = "alibi-detect"
+    backend: Annotated[
+        Literal["alibi-detect", "scipy"],
+        Field(description="Same results; alibi-detect is not free for production use, scipy is."),
+    ] = "alibi-detect"
 
 
 class Retraining(Part):
+    """When confirmed drift is worth a training."""
+
     persistence: Annotated[
         int, Field(ge=1, description="Drifted windows in a row before training is spent.")
     ] = 2
@@ -222,6 +292,8 @@ class Retraining(Part):
 
 
 class Rollout(Part):
+    """How a new version earns its traffic, and what sends it back."""
+
     steps: Annotated[tuple[int, ...], Field(description="Percent of traffic, rising to 100.")] = (
         10,
         50,
@@ -231,10 +303,16 @@ class Rollout(Part):
     interval_s: Annotated[float, Field(gt=0, description="Seconds between two looks.")] = 1.0
     deadline_s: Annotated[float, Field(gt=0, description="Most seconds at one step.")] = 120.0
     ready_s: Annotated[float, Field(gt=0, description="Most seconds to become ready.")] = 90.0
-    max_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
-    max_p95_ms: Annotated[float, Field(gt=0)] = 250.0
+    max_error_rate: Annotated[
+        float, Field(ge=0, le=1, description="Most server-caused errors, as a share.")
+    ] = 0.01
+    max_p95_ms: Annotated[
+        float, Field(gt=0, description="Most milliseconds of a request, 95th percentile.")
+    ] = 250.0
     max_p95_ratio: Annotated[float, Field(gt=1, description="Against stable, same time.")] = 3.0
-    max_invalid_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_invalid_rate: Annotated[
+        float, Field(ge=0, le=1, description="Most answers that are no probability, as a share.")
+    ] = 0.0
 
     @model_validator(mode="after")
     def _rising(self) -> "Rollout":
@@ -246,6 +324,8 @@ class Rollout(Part):
 
 
 class Replay(Part):
+    """Which part of the history trains the first model, and which is replayed."""
+
     train_until: Annotated[
         Moment | None, Field(description="History before this trains the first model.")
     ] = None
@@ -258,25 +338,35 @@ class Replay(Part):
 class Project(Part):
     """A validated ``project.yaml``."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,38}$")]
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z][a-z0-9-]{0,38}$",
+            description="Names the service and its state folder: small letters, digits, hyphens.",
+        ),
+    ]
     kind: Annotated[
         Literal["table", "transactions"],
         Field(description="table: a row is an example; transactions: retail churn from purchases."),
     ]
-    source: Source = Source()
-    time: Time
-    label: Label
+    source: Annotated[Source, Field(description="Where raw rows come from.")] = Source()
+    time: Annotated[Time, Field(description="When a row happened.")]
+    label: Annotated[Label, Field(description="What is predicted.")]
     entity: Annotated[str | None, Field(description="Column that names who a row is about.")] = None
-    features: Annotated[tuple[Feature, ...], Field(min_length=1)]
+    features: Annotated[
+        tuple[Feature, ...], Field(min_length=1, description="Columns that the model sees.")
+    ]
     sensitive: Annotated[tuple[str, ...], Field(description="Columns fairness looks at.")] = ()
-    expectations: tuple[Expectation, ...] = ()
-    training: Training = Training()
-    gates: Gates = Gates()
-    window: Window = Window()
-    drift: Drift = Drift()
-    retraining: Retraining = Retraining()
-    rollout: Rollout = Rollout()
-    replay: Replay = Replay()
+    expectations: Annotated[
+        tuple[Expectation, ...], Field(description="What raw rows must keep.")
+    ] = ()
+    training: Annotated[Training, Field(description="How a model is fitted.")] = Training()
+    gates: Annotated[Gates, Field(description="Limits of a candidate.")] = Gates()
+    window: Annotated[Window, Field(description="How served rows are cut.")] = Window()
+    drift: Annotated[Drift, Field(description="How a window is tested.")] = Drift()
+    retraining: Annotated[Retraining, Field(description="When to train again.")] = Retraining()
+    rollout: Annotated[Rollout, Field(description="How traffic moves.")] = Rollout()
+    replay: Annotated[Replay, Field(description="How history is replayed.")] = Replay()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Project":
@@ -342,8 +432,10 @@ def load(path: Path) -> Project:
     """Read a project folder or its ``project.yaml``. Raises BadInput that tells every fault."""
     file = path / "project.yaml" if path.is_dir() else path
     if not file.is_file():
-        raise BadInput(f"no project at {file}; give a folder with a project.yaml, or run"
-                       " 'perennial init TABLE' to write one")
+        raise BadInput(
+            f"no project at {file}; give a folder with a project.yaml, or run"
+            " 'perennial init TABLE' to write one"
+        )
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as exc:
@@ -354,7 +446,9 @@ def load(path: Path) -> Project:
     try:
         return Project.model_validate(raw)
     except ValidationError as exc:
-        raise many(f"{file} is not a valid project", [_fault(dict(e)) for e in exc.errors()]) from exc
+        raise many(
+            f"{file} is not a valid project", [_fault(dict(e)) for e in exc.errors()]
+        ) from exc
 
 
 def _fault(error: dict[str, Any]) -> str:
@@ -370,6 +464,11 @@ def _fault(error: dict[str, Any]) -> str:
     return f"{key} is {seen!r}, wanted: {wanted}"
 
 
+class _SchemaWriter(GenerateJsonSchema):
+    def encode_default(self, dft: Any) -> Any:
+        return tell_length(dft) if isinstance(dft, timedelta) else super().encode_default(dft)
+
+
 def schema() -> dict[str, Any]:
     """JSON schema of ``project.yaml``."""
-    return Project.model_json_schema()
+    return Project.model_json_schema(schema_generator=_SchemaWriter)
