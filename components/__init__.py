@@ -1,0 +1,1 @@
+"""The steps of the pipeline as lightweight KFP components: thin wrappers of perennial.steps."""

@@ -1,0 +1,1 @@
+"""The pipelines: what runs after what, compiled to YAML beside the code."""

@@ -1,0 +1,1 @@
+"""One module a pipeline step; what they share stands in context."""

@@ -1,0 +1,109 @@
+"""What does every step need before it starts: settings, project, state, ledger, run and time?"""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from perennial import project as projects
+from perennial.errors import BadInput
+from perennial.ledger import Ledger
+from perennial.project import Project
+from perennial.settings import Settings, StateFolder
+from perennial.store import files
+from perennial.store.engine import make_engine
+
+FAILED = "step.failed"  # ledger kind: {run, step, reason}; the exit handler tells it again
+LOCK = Path("locks") / "core.txt"
+CODE = ("src", "components", "pipelines", "feature_repo")
+
+
+@dataclass(frozen=True)
+class Context:
+    """One opened step of one run."""
+
+    settings: Settings
+    project: Project
+    folder: Path
+    state: StateFolder
+    engine: Engine
+    ledger: Ledger
+    run: str
+    now: datetime
+
+
+@contextmanager
+def opened(step: str, project: str, run: str) -> Iterator[Context]:
+    """Open what a step needs; an error inside is written to the ledger under the step's name."""
+    settings = Settings.load()
+    folder = find(settings, project)
+    found = projects.load(folder)
+    state = settings.state(found.name)
+    engine = make_engine(state.url)
+    ledger = Ledger(engine)
+    now = datetime.now(UTC)
+    try:
+        yield Context(settings, found, folder, state, engine, ledger, run, now)
+    except Exception as exc:
+        body = {"run": run, "step": step, "reason": reason(exc)}
+        ledger.append(FAILED, project=found.name, subject=run, body=body, now=now)
+        raise
+    finally:
+        engine.dispose()
+
+
+def find(settings: Settings, project: str) -> Path:
+    """The project folder that ``project`` names: as it stands, or below the root."""
+    for base in (Path.cwd(), settings.root):
+        candidate = (base / project).resolve()
+        folder = candidate.parent if candidate.name == "project.yaml" else candidate
+        if (folder / "project.yaml").is_file():
+            return folder
+    raise BadInput(f"no project.yaml in {project!r}, here or below {settings.root}")
+
+
+def moment(text: str) -> datetime | None:
+    """A pipeline's ``as_of``: a moment, or None where the text is empty."""
+    try:
+        return projects.parse_moment(text) if text else None
+    except ValueError as exc:
+        raise BadInput(f"as_of is {text!r}, wanted {exc}") from exc
+
+
+def reason(exc: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(str(exc).split()) or type(exc).__name__
+
+
+def pins(digest: str, run: str, *parents: str, **more: str) -> dict[str, Any]:
+    """Metadata that makes an artifact part of a lineage."""
+    return {"digest": digest, "run": run, "parents": list(parents), **more}
+
+
+def lock_digest(settings: Settings) -> str:
+    """Digest of the dependency lock; empty where the code was installed without one."""
+    lock = settings.root / LOCK
+    return files.digest_file(lock) if lock.is_file() else ""
+
+
+def code_state(settings: Settings) -> tuple[str, bool]:
+    """Commit of the code, and whether files differ from it; the setting wins over the checkout."""
+    if settings.code_commit:
+        return settings.code_commit, False
+    commit = _git(settings.root, "rev-parse", "HEAD")
+    return commit, bool(commit) and bool(_git(settings.root, "status", "--porcelain", "--", *CODE))
+
+
+def _git(root: Path, *args: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
