@@ -114,7 +114,7 @@ class Replay:
         self._client = Client(running.edge_url, found.name, self._contract, self.answers)
 
     def run(self, rows: pd.DataFrame, progress: "Narrator") -> None:
-        """Send every window of ``rows`` (sorted by event_time) and let the loop settle after each."""
+        """Send every window of ``rows``, sorted by event_time; the loop settles after each."""
         starts = rows["event_time"].map(lambda t: self._project.window_start(t.to_pydatetime()))
         before: tuple[datetime, set[str]] | None = None
         for start, window in rows.groupby(starts, sort=True):
@@ -195,8 +195,13 @@ class Replay:
         return any(e.body["window_end"] == end for e in entries)
 
     def _report(self, start: datetime, revision: str) -> DriftReport | None:
+        digest = self._digest(revision)
         reports = segments.reports(self._state.segments, start)
-        return next((r for name, r in reports if name.startswith(f"{revision}-")), None)
+        return next((r for r in reports if r.model_digest == digest), None)
+
+    def _digest(self, revision: str) -> str | None:
+        states = rollouts.history(self._engine, self._project.name)
+        return next((s.digest for s in states if f"v{s.version}" == revision), None)
 
     def _keep(self, start: datetime, rows: pd.DataFrame, sent: list[Sent]) -> None:
         matrix = self._contract.for_model(self._contract.encode(rows))
@@ -217,7 +222,7 @@ class Replay:
         return [replace(w, report=self._widest(w.start)) for w in self.results]
 
     def _widest(self, start: datetime) -> DriftReport | None:
-        reports = [report for _, report in segments.reports(self._state.segments, start)]
+        reports = segments.reports(self._state.segments, start)
         return max(reports, key=lambda r: r.rows, default=None)
 
     def entries(self) -> list[ledger.Entry]:
