@@ -151,7 +151,7 @@ class ArmTraffic:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Both arms over the same time; ``age_s`` since the sources were read, on the monotonic clock."""
+    """Both arms over the same time; ``age_s`` (monotonic) since the sources were read."""
 
     canary: ArmTraffic | None  # None: the source did not answer
     stable: ArmTraffic | None

@@ -74,7 +74,7 @@ class StateFolder:
 
 
 class Settings(BaseModel):
-    """Everything that the surroundings decide. Each field is ``PERENNIAL_<NAME>`` in the environment."""
+    """Everything that the surroundings decide; each field is ``PERENNIAL_<NAME>`` there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
