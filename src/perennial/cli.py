@@ -50,7 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(
-        dest="command", metavar="COMMAND", parser_class=_Parser, help=argparse.SUPPRESS
+        dest="command",
+        metavar="COMMAND",
+        prog="perennial",
+        parser_class=_Parser,
+        help=argparse.SUPPRESS,
     )
     _start_commands(commands)
     _look_commands(commands)
