@@ -302,7 +302,7 @@ def _array(name: str, data: Mapping[str, bytes]) -> Matrix:
 
 
 def _booster(model: bytes, folder: Path | None = None) -> "Booster":
-    import xgboost
+    import xgboost  # noqa: PLC0415  who only reads the other parts need not wait for it
 
     booster = xgboost.Booster({"nthread": 1})
     try:
@@ -348,6 +348,8 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CPU, (int(_PREFLIGHT_S), int(_PREFLIGHT_S)))
     resource.setrlimit(resource.RLIMIT_AS, (_PREFLIGHT_MEMORY, _PREFLIGHT_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # xgboost loads all of scikit-learn where it finds it: two seconds for nothing.
+    sys.modules["sklearn"] = None  # type: ignore[assignment]
     try:
         load(Path(sys.argv[1]))
     except PerennialError as exc:

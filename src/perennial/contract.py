@@ -78,8 +78,9 @@ class Contract:
 
     @cached_property
     def _codes(self) -> dict[str, dict[str, float]]:
+        # Binary tensors know no null, so an empty text says "missing", as in a CSV file.
         return {
-            f.name: {text: float(code) for code, text in enumerate(f.categories)}
+            f.name: {"": math.nan, **{t: float(code) for code, t in enumerate(f.categories)}}
             for f in self.features
         }
 
