@@ -119,3 +119,9 @@ class Settings(BaseModel):
     def state(self, project: str) -> StateFolder:
         """The state folder of one project (not created here)."""
         return StateFolder(self.home.resolve() / project)
+
+
+def tell_libraries(**variables: str) -> None:
+    """Set what a library reads from the environment while it is imported, if nobody set it."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)

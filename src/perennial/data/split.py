@@ -115,7 +115,8 @@ def _judges(project: Project, rows: pd.DataFrame) -> Mask:
         return np.ones(len(rows), dtype=np.bool_)
     entity = (rows["row_id"].to_numpy() % churn.ID_ROOM).astype(np.uint64)
     # Knuth's multiplier spreads ids that follow each other; the top bit is the coin.
-    return ((entity * np.uint64(2654435761)) % np.uint64(2**32)) < np.uint64(2**31)
+    coin: Mask = ((entity * np.uint64(2654435761)) % np.uint64(2**32)) < np.uint64(2**31)
+    return coin
 
 
 def _may_train(project: Project, rows: pd.DataFrame, start: datetime, judges: Mask) -> Mask:
