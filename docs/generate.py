@@ -44,8 +44,8 @@ def project_page() -> str:
     order = _in_order(schema, schema["$defs"])
     parts += [_part(name, schema["$defs"][name]) for name in order]
     return (
-        f"{NOTE}# project.yaml\n\nOne file says what a project is. A key that is not listed here"
-        " is a fault; all faults are told at once, each with its key, its value and what was wanted."
+        f"{NOTE}# project.yaml\n\nOne file says what a project is. A key not listed here"
+        " is a fault; all faults are told at once, each with its key, value and what was wanted."
         " `perennial project check FOLDER` says them without doing anything.\n\n"
         "Lengths of time are written `60d`, `12h`, `30min`, `2w`; moments `2011-06-01` (UTC). "
         "The same as a JSON schema, for editors: [project.schema.json](project.schema.json), or"
