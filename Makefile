@@ -39,6 +39,7 @@ check: env ## Check format, lint, types, imports, and that generated files are c
 	@$(PY) -m ruff check $(wildcard $(CODE))
 	@$(PY) -m mypy
 	@PYTHONPATH=. .venv/bin/lint-imports
+	@$(PY) -m pipelines.training --check
 	@$(PY) docs/generate.py --check
 
 format: env ## Format the code and mend what the linter can mend
@@ -54,7 +55,7 @@ lock: .venv/.ready ## Resolve all environments anew into locks/ (with hashes, wi
 	@! grep -n '://' locks/*.txt
 
 spec: env ## Compile pipelines/training.py into pipelines/training.yaml
-	@PYTHONPATH=. .venv/bin/kfp dsl compile --py pipelines/training.py --output pipelines/training.yaml
+	@$(PY) -m pipelines.training
 
 docs: env ## Write the generated reference in docs/
 	@$(PY) docs/generate.py
