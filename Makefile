@@ -38,7 +38,7 @@ check: env ## Check format, lint, types, imports, and that generated files are c
 	@$(PY) -m ruff format --check $(wildcard $(CODE))
 	@$(PY) -m ruff check $(wildcard $(CODE))
 	@$(PY) -m mypy
-	@PYTHONPATH=. .venv/bin/lint-imports
+	@PYTHONPATH=. .venv/bin/lint-imports --no-logo
 	@$(PY) -m pipelines.training --check
 	@$(PY) docs/generate.py --check
 

@@ -1,0 +1,58 @@
+"""How long do one retraining and the whole loop take, and how much memory?"""
+
+import json
+from pathlib import Path
+
+from benchmarks.measure import Figure, Run, run
+
+RETRAINING_S, LOOP_S, LOOP_MB = 150.0, 360.0, 4096.0
+
+
+def loop(home: Path) -> list[Figure]:
+    """Do what ``make loop`` does, with warm environments."""
+    done = run([str(bin_folder / "perennial"), "replay", "examples/retail"], home)
+    if done.code:
+        return [
+            Figure("whole loop", f"ended with code {done.code}: {_last(done.output)}", "", False)
+        ]
+    summary = json.loads(max((home / "reports").glob("*.json")).read_text())
+    return [
+        Figure(
+            f"`make loop`, warm: {len(summary['windows'])} windows, {summary['requests']:,} requests",
+            f"{done.took_s:.0f} s",
+            f"<= {LOOP_S:.0f} s",
+            done.took_s <= LOOP_S,
+        ),
+        Figure(
+            "memory of all its processes together, peak (PSS)",
+            f"{done.peak_mb:,.0f} MB",
+            f"<= {LOOP_MB:,.0f} MB",
+            done.peak_mb <= LOOP_MB,
+        ),
+    ]
+
+
+def retraining(bin_folder: Path, home: Path, data: Path) -> list[Figure]:
+    """One run of the compiled pipeline on the real retail file, 20 trials."""
+    source = data / "online_retail.parquet"
+    what = "one retraining on Online Retail (541,909 rows), ingest to registered bundle, 20 trials"
+    if not source.is_file():
+        return [Figure(what, f"not measured: no {source.name} in {data}")]
+    command = [str(bin_folder / "perennial"), "pipeline", "run", "examples/retail"]
+    done = run([*command, "--source", str(source)], home)
+    if done.code:
+        return [_broken(what, done)]
+    return [
+        Figure(
+            what,
+            f"{done.took_s:.0f} s, {done.peak_mb:,.0f} MB",
+            f"<= {RETRAINING_S:.0f} s",
+            done.took_s <= RETRAINING_S,
+        )
+    ]
+
+
+def _broken(what: str, done: Run) -> Figure:
+    lines = [line for line in done.output.splitlines() if line.strip()]
+    said = lines[-1] if lines else "no output"
+    return Figure(what, f"ended with code {done.code}: {said}", "", False)
