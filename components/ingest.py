@@ -19,6 +19,7 @@ def ingest(
         taken = step.ingest(
             ctx.settings,
             ctx.project,
+            ctx.folder,
             source,
             context.moment(as_of),
             Path(snapshot.path),
