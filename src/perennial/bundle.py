@@ -8,7 +8,8 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -168,36 +169,40 @@ def parts(folder: Path, expected: str | None = None) -> Parts:
         ) from exc
 
 
-def load(folder: Path, expected: str | None = None, *, preflight: bool = False) -> Bundle:
-    """Verify, load and try the model on its golden rows; with ``preflight`` in a child first."""
-    if preflight:
-        finish_preflight(start_preflight(folder), folder)
+def load(folder: Path, expected: str | None = None) -> Bundle:
+    """Verify, load and try the model on its golden rows. Raises BadInput."""
     found = parts(folder, expected)
-    booster = _booster(found.model, folder)
-    bundle = Bundle(**vars(found), booster=booster)
+    bundle = Bundle(**vars(found), booster=_booster(found.model, folder))
     _check_golden(bundle)
     return bundle
 
 
-def start_preflight(folder: Path) -> "subprocess.Popen[str]":
-    """Begin to load the bundle in a child process, so that a parser's crash is only the child's."""
-    return subprocess.Popen(
+@contextmanager
+def preflight(folder: Path) -> Iterator[None]:
+    """Load the bundle in a child process meanwhile: a parser's crash is then only the child's.
+
+    Raises BadInput at the end when the child could not.
+    """
+    child = subprocess.Popen(
         [sys.executable, "-m", "perennial.bundle", str(folder)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
+    try:
+        yield
+        _finish(child, folder)
+    finally:
+        if child.poll() is None:
+            child.kill()
+        child.communicate()
 
 
-def finish_preflight(child: "subprocess.Popen[str]", folder: Path) -> None:
-    """Wait for the child of ``start_preflight``. Raises BadInput with what it said."""
+def _finish(child: "subprocess.Popen[str]", folder: Path) -> None:
     try:
         _, said = child.communicate(timeout=_PREFLIGHT_S)
     except subprocess.TimeoutExpired as exc:
-        child.kill()
-        child.communicate()
         raise BadInput(f"{folder} did not load within {_PREFLIGHT_S:.0f} s; it is refused") from exc
     if child.returncode == BadInput.exit_code and said.strip():
         raise BadInput(said.strip().splitlines()[-1].removeprefix("error: "))

@@ -92,14 +92,22 @@ class Contract:
     def from_json(cls, text: str | bytes) -> "Contract":
         """Read what ``to_json`` wrote. Raises BadInput."""
         try:
-            raw = json.loads(text)["features"]
-            if not raw:
-                raise ValueError("no features")
-            return cls(tuple(_spec(item) for item in raw))
-        except (ValueError, KeyError, TypeError) as exc:
+            return cls.from_plain(json.loads(text))
+        except ValueError as exc:
+            raise BadInput("the contract is not JSON") from exc
+
+    @classmethod
+    def from_plain(cls, document: Any) -> "Contract":
+        """Read the parsed JSON of a contract, as a bundle holds it. Raises BadInput."""
+        try:
+            specs = tuple(_spec(item) for item in document["features"])
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise BadInput(
                 "the contract is not a list of features with name, type, categories"
             ) from exc
+        if not specs:
+            raise BadInput("the contract has no features")
+        return cls(specs)
 
     def encode(self, frame: pd.DataFrame) -> Matrix:
         """Turn a table's columns into one matrix: codes for categories, NaN where missing."""
@@ -267,14 +275,17 @@ def _texts(where: str, datatype: str, data: Any) -> list[str | None]:
 
 
 def _text(where: str, value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if not isinstance(value, bytes):
+    if value is None:
+        return None
+    if not isinstance(value, str | bytes):
         raise BadInput(f"{where}.data holds {_shown(value)}, wanted text")
     try:
+        if isinstance(value, str):
+            value.encode("utf-8")  # JSON can spell half characters, which nothing can write again
+            return value
         return value.decode("utf-8")
-    except UnicodeDecodeError as exc:
-        raise BadInput(f"{where}.data holds bytes that are not UTF-8 text") from exc
+    except UnicodeError as exc:
+        raise BadInput(f"{where}.data holds text that is not UTF-8") from exc
 
 
 def _numbers(where: str, datatype: str, data: Any) -> Matrix:

@@ -50,16 +50,13 @@ class WindowBuffer:
         self._parts: dict[datetime, int] = {}
         self._over: set[datetime] = set()
         self.late_rows = 0
-
-    @property
-    def pending_rows(self) -> int:
-        """Rows that no part holds yet."""
-        return sum(len(s.scores) for served in self._pending.values() for s in served)
+        self.pending_rows = 0  # that no part holds yet
 
     def add(self, served: Served) -> None:
         """Take one request's rows; those of a window that is over go to a later part of it."""
         start = self._project.window_start(served.event_time)
         self._pending.setdefault(start, []).append(served)
+        self.pending_rows += len(served.scores)
         if start in self._over:
             self.late_rows += len(served.scores)
 
@@ -85,6 +82,7 @@ class WindowBuffer:
 
     def _take(self, start: datetime, *, closed: bool = False) -> ClosedWindow:
         served = tuple(self._pending.pop(start))
+        self.pending_rows -= sum(len(s.scores) for s in served)
         if start not in self._over:
             self._pending[start] = []
         part = self._parts.get(start, 0)
