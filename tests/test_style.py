@@ -1,6 +1,7 @@
 """The house rules that neither the linter nor the type checker can keep."""
 
 import ast
+import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "src" / "perennial"
 CODE = [p for top in ("src", "components", "pipelines") for p in sorted((ROOT / top).rglob("*.py"))]
-BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match, ast.AsyncFor, ast.AsyncWith)
+# A with holds something, it does not branch: it is not counted.
+BLOCKS = (ast.If, ast.For, ast.While, ast.Try, ast.Match, ast.AsyncFor)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 # Children inherit the environment with a few changes; the parent's own settings come from Settings.
@@ -64,11 +66,12 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def calls(path: Path) -> Iterator[str]:
-    """Dotted names that are called or read, such as os.environ or datetime.now."""
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.Attribute):
-            yield ast.unparse(node)
+def clocks(path: Path) -> set[str]:
+    """Calls that ask what time it is."""
+    asked = {ast.unparse(n.func) for n in ast.walk(parsed(path)) if isinstance(n, ast.Call)}
+    return {
+        c for c in asked if re.fullmatch(r"(datetime|date|time)\.(\w*now|today|time|mono\w*)", c)
+    }
 
 
 def test_no_function_is_longer_than_40_lines():
@@ -138,9 +141,7 @@ def test_only_the_settings_read_the_environment():
 
 @pytest.mark.parametrize("path", ["rollout/judge.py", "rollout/plan.py", "retrain/policy.py"])
 def test_a_decision_asks_no_clock_and_no_chance(path):
-    asked = {c for c in calls(LIBRARY / path) if c.endswith((".now", ".time", ".monotonic"))}
-
-    assert asked == set()
+    assert clocks(LIBRARY / path) == set()
     assert not imports(LIBRARY / path) & {"time", "random", "secrets", "os"}
 
 
