@@ -96,8 +96,8 @@ def _quality(summary: Summary) -> str:
         )
     chart = line_chart(
         {
-            "frozen": [w["auc_frozen"] for w in windows],
             "kept fresh": [w["auc_fresh"] for w in windows],
+            "frozen": [w["auc_frozen"] for w in windows],
         },
         [_middle(w) for w in windows],
         "AUC of each window: the model kept fresh beside the frozen first one",

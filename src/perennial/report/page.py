@@ -26,6 +26,7 @@ _TONES = {
     "good": "#080808",
 }
 _VARIABLES = {_INK: "ink", _MUTED: "muted", _LINE: "line"} | {c: n for n, c in _TONES.items()}
+_MANY = 48  # more points than this are drawn small, and a quarter of it in marks without lines
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), "-.")
 
 
@@ -134,7 +135,8 @@ def line_chart(
     axes = _axes(ylabel)
     for number, (name, values) in enumerate(series.items()):
         dots = [math.nan if v is None else float(v) for v in values]
-        axes.plot(x, dots, label=name, marker=".", **_look(number, name))
+        dot = {"marker": ".", "markersize": 3 if len(dots) > _MANY else 6}
+        axes.plot(x, dots, label=name, **dot, **_look(number, name))
     for kind in dict.fromkeys(m.kind for m in marks):
         _draw_marks(axes, [m for m in marks if m.kind == kind])
     axes.legend(
@@ -178,7 +180,7 @@ def _draw_marks(axes: "Axes", marks: Sequence[Mark]) -> None:
         clip_on=False,
         transform=axes.get_xaxis_transform(),
     )
-    for place in places:
+    for place in places if len(places) <= _MANY // 4 else ():
         axes.axvline(place, color=colour, linewidth=0.7, alpha=0.5, zorder=0)
 
 
