@@ -117,10 +117,18 @@ def _key(project: Project) -> str:
 
 def _definitions(settings: Settings, project: Project) -> "tuple[Entity, FeatureView]":
     """Feast's entity and view: written by hand for retail, made from the project for a table."""
+    from feast import FileSource
+
     if project.kind == "transactions":
         module = _load(settings.root / DEFINITIONS)
-        return module.customer, module.customer_purchases
-    return _table_definitions(project)
+        entity, view = module.customer, module.customer_purchases
+    else:
+        entity, view = _table_definitions(project)
+    # The DuckDB store takes a relative path from the working folder, not from the repository.
+    path = str(settings.state(project.name).feast / SOURCE)
+    name = view.batch_source.name
+    view.batch_source = FileSource(name=name, path=path, timestamp_field="event_time")
+    return entity, view
 
 
 def _load(path: Path) -> Any:
