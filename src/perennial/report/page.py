@@ -135,8 +135,8 @@ def line_chart(
     axes = _axes(ylabel)
     for number, (name, values) in enumerate(series.items()):
         dots = [math.nan if v is None else float(v) for v in values]
-        dot = {"marker": ".", "markersize": 3 if len(dots) > _MANY else 6}
-        axes.plot(x, dots, label=name, **dot, **_look(number, name))
+        size = 3 if len(dots) > _MANY else 6
+        axes.plot(x, dots, label=name, marker=".", markersize=size, **_look(number, name))
     for kind in dict.fromkeys(m.kind for m in marks):
         _draw_marks(axes, [m for m in marks if m.kind == kind])
     axes.legend(
