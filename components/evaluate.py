@@ -26,8 +26,10 @@ def evaluate(
         seen = step.run(
             ctx, Path(table.path), Path(model.path), Path(evaluation.path), Path(page.path)
         )
-    evaluation.metadata.update(context.pins(seen.digest, run, *seen.parents))
-    metrics.metadata.update(seen.scores)
+    evaluation.metadata.update(
+        context.pins(context.digest(Path(evaluation.path)), run, *seen.parents)
+    )
+    metrics.metadata.update(seen.scores_by_name)
     curves.log_roc_curve(*seen.roc)
     curves.log_confusion_matrix(["0", "1"], seen.confusion)
     return float(seen.auc)

@@ -21,8 +21,8 @@ def features(
 
     as_of = snapshot.metadata["as_of"]
     with context.opened("features", project, run) as ctx:
-        moment = context.moment(as_of)
+        moment = context.known_moment(as_of)
         made = step.build(ctx.settings, ctx.project, Path(snapshot.path), moment, Path(table.path))
-        digest = context.files.digest_file(Path(table.path))
+        digest = context.digest(Path(table.path))
         table.metadata.update(context.pins(digest, run, data_digest, as_of=as_of))
     return int(made.rows)

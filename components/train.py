@@ -28,7 +28,7 @@ def train(
             ctx.project,
             Path(table.path),
             Path(model.path),
-            as_of=context.moment(table.metadata["as_of"]),
+            as_of=context.known_moment(table.metadata["as_of"]),
             data_digest=data_digest,
             seed=seed,
             trials=trials,

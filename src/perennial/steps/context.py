@@ -75,6 +75,19 @@ def moment(text: str) -> datetime | None:
         raise BadInput(f"as_of is {text!r}, wanted {exc}") from exc
 
 
+def known_moment(text: str) -> datetime:
+    """The ``as_of`` that an earlier step left in an artifact's metadata."""
+    found = moment(text)
+    if found is None:
+        raise BadInput("as_of is empty, wanted the moment that the snapshot was taken for")
+    return found
+
+
+def digest(path: Path) -> str:
+    """Digest of a file that a step wrote."""
+    return files.digest_file(path)
+
+
 def reason(exc: BaseException) -> str:
     """An error in one line."""
     return " ".join(str(exc).split()) or type(exc).__name__

@@ -1,0 +1,35 @@
+"""How did a run end, and why?"""
+
+from perennial.steps.context import FAILED, Context
+
+# kfp.local says SUCCEEDED, a backend COMPLETE; after a time-out a backend still says RUNNING.
+SUCCESS = ("SUCCEEDED", "COMPLETE")
+
+
+def notify(ctx: Context, status: str, message: str) -> str:
+    """Append run.finished and give its state: succeeded or failed."""
+    state = "succeeded" if status in SUCCESS else "failed"
+    reason = _verdict(ctx) if state == "succeeded" else _fault(ctx) or message
+    ctx.ledger.append(
+        "run.finished",
+        project=ctx.project.name,
+        subject=ctx.run,
+        body={"run": ctx.run, "state": state, "reason": reason or f"ended as {status}"},
+        now=ctx.now,
+    )
+    return state
+
+
+def _fault(ctx: Context) -> str:
+    faults = ctx.ledger.entries(ctx.project.name, FAILED, ctx.run)
+    return f"{faults[-1].body['step']}: {faults[-1].body['reason']}" if faults else ""
+
+
+def _verdict(ctx: Context) -> str:
+    """What the gate said, from its entry in the ledger."""
+    gates = ctx.ledger.entries(ctx.project.name, "gate", ctx.run)
+    if not gates:
+        return ""
+    results = gates[-1].body["record"]["results"]
+    broken = [r["reason"] for r in results if not r["passed"]]
+    return f"refused: {'; '.join(broken)}" if broken else f"all {len(results)} limits kept"
