@@ -1,4 +1,4 @@
-"""Which rows are served when, and when does their label become known? Training sees the same."""
+"""What would have been asked, and when was the answer known? A project's rows as examples."""
 
 from datetime import datetime
 
@@ -11,56 +11,55 @@ from perennial.project import Project
 def examples(
     project: Project, raw: pd.DataFrame, since: datetime, until: datetime | None
 ) -> pd.DataFrame:
-    """Rows with event_time in ``[since, until)``, in order of time (``until`` None: all).
+    """Rows with ``since <= event_time < until`` (None: to the end), oldest first.
 
-    Columns: row_id, event_time, label (1.0, 0.0, NaN), label_known_at, features, and customer_id
-    for transactions, where a row is a customer at the start of a window.
+    Columns: row_id, event_time, label, label_known_at, features, sensitive columns; customer_id too
+    for transactions, whose rows stand at the starts of windows. A label is NaN where it is not
+    known by the end of ``raw``. Training and replay both read rows from here.
     """
     if project.kind == "table":
-        return _between(sources.table_rows(project, raw), since, until)
-    return _customers(project, raw, since, until)
+        rows = sources.table_rows(project, raw)
+        return _between(rows, since, until)
+    return _purchases(project, raw, since, until)
 
 
-def _between(frame: pd.DataFrame, since: datetime, until: datetime | None) -> pd.DataFrame:
-    inside = frame["event_time"] >= since
-    if until is not None:
-        inside &= frame["event_time"] < until
-    return frame[inside].reset_index(drop=True)
-
-
-def _customers(
-    project: Project, raw: pd.DataFrame, since: datetime, until: datetime | None
-) -> pd.DataFrame:
-    first = raw["InvoiceDate"].min().to_pydatetime() + churn.LOOK_BACK
-    last = raw["InvoiceDate"].max().to_pydatetime()
-    stop = min(until, last) if until is not None else last
-    cutoffs = _cutoffs(project, max(since, first), stop)
-    if not cutoffs:
-        return _empty(project)
-    rows = churn.churn_features(raw, cutoffs)
-    rows["label"] = churn.churn_labels(raw, rows, project.label.horizon)
-    known = rows["event_time"] + project.label.known_after
-    rows["label_known_at"] = known.astype("datetime64[us, UTC]")
-    rows["row_id"] = churn.row_ids(rows)
-    about = ["row_id", "customer_id", "event_time", "label", "label_known_at"]
-    return rows[[*about, *project.feature_names]]
-
-
-def _cutoffs(project: Project, since: datetime, until: datetime) -> list[datetime]:
-    """Starts of windows in ``[since, until]``."""
-    start = project.window_start(since)
-    if start < since:
+def cutoffs(project: Project, raw: pd.DataFrame) -> list[datetime]:
+    """Starts of windows at which features can look back in full; transactions only."""
+    times = raw[str(project.time.column)]
+    if times.empty:
+        return []
+    first, last = times.min().to_pydatetime() + churn.LOOK_BACK, times.max().to_pydatetime()
+    start = project.window_start(first)
+    if start < first:
         start = project.window_end(start)
     found = []
-    while start <= until:
+    while start <= last:
         found.append(start)
         start = project.window_end(start)
     return found
 
 
-def _empty(project: Project) -> pd.DataFrame:
-    about = ["row_id", "customer_id", "event_time", "label", "label_known_at"]
-    frame = pd.DataFrame({name: pd.Series(dtype="float64") for name in about})
-    for name in ("event_time", "label_known_at"):
-        frame[name] = pd.Series(dtype="datetime64[us, UTC]")
-    return frame.assign(**{name: pd.Series(dtype="object") for name in project.feature_names})
+def _purchases(
+    project: Project, raw: pd.DataFrame, since: datetime, until: datetime | None
+) -> pd.DataFrame:
+    moments = [m for m in cutoffs(project, raw) if since <= m and (until is None or m < until)]
+    rows = churn.churn_features(raw, moments)
+    rows.insert(0, "row_id", churn.row_ids(rows))
+    labels = churn.churn_labels(raw, rows, project.label.horizon)
+    known_at = rows["event_time"] + project.label.known_after
+    rows.insert(3, "label", labels.where(known_at <= _end(project, raw)))
+    rows.insert(4, "label_known_at", known_at)
+    return rows
+
+
+def _end(project: Project, raw: pd.DataFrame) -> datetime:
+    """End of the newest window: a shop that closes early is no shop that forgot to report."""
+    newest = raw[str(project.time.column)].max().to_pydatetime()
+    return project.window_end(project.window_start(newest))
+
+
+def _between(rows: pd.DataFrame, since: datetime, until: datetime | None) -> pd.DataFrame:
+    inside = rows["event_time"] >= since
+    if until is not None:
+        inside &= rows["event_time"] < until
+    return rows[inside].reset_index(drop=True)

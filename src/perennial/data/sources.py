@@ -1,19 +1,24 @@
-"""Where do raw rows come from? A file or the simulator, read as the project says."""
+"""Where do raw rows come from, and do they hold what the project names?"""
 
 import csv
 import gzip
-import zipfile
+import io
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from perennial.data import simulator
-from perennial.errors import BadInput, many
-from perennial.project import Feature, Project
+from perennial.errors import BadInput
+from perennial.project import Project, RowOrder
 
-PURCHASE_COLUMNS = (
+log = logging.getLogger(__name__)
+
+TRANSACTIONS = (
     "InvoiceNo",
     "StockCode",
     "Description",
@@ -23,185 +28,249 @@ PURCHASE_COLUMNS = (
     "CustomerID",
     "Country",
 )
-# What public tables write where they know nothing.
-MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
+MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "NULL")
+_SEPARATORS = (",", ";", "\t", "|")
+_MOST_ODD = 0.01  # numbers that do not read as numbers, before it is no slip but another type
+_STARTS = {"parquet": b"PAR1", "gzip": b"\x1f\x8b", "zip": b"PK\x03\x04"}
 
 
-def read(project: Project, source: str | None, folder: Path) -> pd.DataFrame:
-    """Raw rows of ``source``, else of the project's own source (a path is relative to ``folder``).
+def read(project: Project, source: str | None, root: Path) -> pd.DataFrame:
+    """Raw rows of a project: from ``source``, else from its own path, else from its simulator.
 
-    Raises BadInput that names the file and what is wrong or missing in it.
+    ``root`` is the project's folder; relative paths in the project start there. Raises BadInput
+    that names the file, what was wrong and the remedy.
     """
-    if source:
-        return _checked(project, Path(source).absolute())
-    if project.source.path:
-        return _checked(project, folder / project.source.path)
-    if project.source.simulator:
+    if not source and not project.source.path and project.source.simulator:
         return simulator.simulate(project.source.simulator)
-    raise BadInput(
-        f"{project.name} needs its data: {project.source.wanted}; give it by --source FILE"
-    )
-
-
-def _checked(project: Project, path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise BadInput(f"no file at {path}; wanted {project.source.wanted}, by --source FILE")
-    raw = read_table(path, header=project.source.header)
-    if raw.empty:
-        raise BadInput(f"{path} has no rows; wanted {project.source.wanted}")
+    path = _locate(project, source, root)
+    raw = read_file(path, header=project.source.header)
     if project.source.join_times:
-        raw = _with_times(raw, path.parent / project.source.join_times, project)
-    absent = [c for c in wanted_columns(project) if c not in raw.columns]
-    if absent:
-        have = ", ".join(map(str, raw.columns[:12]))
-        raise many(f"{path} lacks columns (it has {have})", [f"no column {c}" for c in absent])
-    return _purchases(raw, path) if project.kind == "transactions" else raw
-
-
-def wanted_columns(project: Project) -> tuple[str, ...]:
-    """Columns that the project cannot do without."""
+        raw = _with_times(raw, path.parent / project.source.join_times)
     if project.kind == "transactions":
-        return PURCHASE_COLUMNS
-    time = (project.time.column,) if project.time.column else ()
-    found = (*project.feature_names, *project.sensitive, project.label.column, *time)
-    return tuple(dict.fromkeys(str(c) for c in found))
+        return _transactions(project, raw, path)
+    _require(raw, _needed(project), path)
+    return raw
 
 
-def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
-    """A CSV (any separator, also .gz) or Parquet file; without header columns are c1, c2, ..."""
-    try:
-        if path.suffix in (".parquet", ".pq"):
-            return pd.read_parquet(path)
-        return _read_csv(path, header)
-    except (
-        OSError,
-        UnicodeDecodeError,
-        EOFError,
-        csv.Error,
-        pd.errors.ParserError,
-        pd.errors.EmptyDataError,
-        pa.ArrowException,
-        zipfile.BadZipFile,
-    ) as exc:
-        first = " ".join(str(exc).split())[:200]
-        raise BadInput(f"{path} is not a readable CSV or Parquet file: {first}") from exc
-
-
-def separator(path: Path) -> str:
-    """The sign between columns: the one of , ; tab | that the first line has most of."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        first = file.readline()
-    return max(",;\t|", key=first.count)
-
-
-def _read_csv(path: Path, header: bool) -> pd.DataFrame:
-    frame = pd.read_csv(
-        path,
-        sep=separator(path),
-        header=0 if header else None,
-        skipinitialspace=True,
-        na_values=list(MISSING),
-        keep_default_na=False,
-        low_memory=False,
-    )
-    if not header:
-        frame.columns = [f"c{i + 1}" for i in range(frame.shape[1])]
-    frame.columns = [str(c).strip() for c in frame.columns]
-    return frame
-
-
-def _with_times(raw: pd.DataFrame, path: Path, project: Project) -> pd.DataFrame:
-    """Add the time column from a file of (row number from 0, time)."""
-    if not path.is_file():
-        raise BadInput(f"no file at {path}; source.join_times wants a row number and a time a row")
-    times = read_table(path)
-    if times.shape[1] != 2 or len(times) != len(raw):
-        raise BadInput(
-            f"{path} has {len(times):,} rows and {times.shape[1]} columns, wanted"
-            f" {len(raw):,} rows of a row number and a time"
-        )
-    ordered = times.sort_values(times.columns[0], kind="stable")
-    return raw.assign(**{str(project.time.column): ordered.iloc[:, 1].to_numpy()})
-
-
-def _purchases(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Raw purchases with the types that the feature queries count on."""
-    frame = raw[list(PURCHASE_COLUMNS)].copy()
-    frame["InvoiceDate"] = _times(frame["InvoiceDate"], "InvoiceDate", path)
-    for column in ("Quantity", "UnitPrice", "CustomerID"):
-        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype("float64")
-    for column in ("InvoiceNo", "StockCode", "Country"):
-        frame[column] = frame[column].astype(str)
-    return frame.sort_values("InvoiceDate", kind="stable").reset_index(drop=True)
-
-
-def _times(values: "pd.Series[object]", column: str, where: object) -> "pd.Series[pd.Timestamp]":
-    """Moments in UTC, to the microsecond. Raises BadInput that counts the unreadable ones."""
-    try:
-        times = pd.to_datetime(values, utc=True, errors="coerce", format="mixed")
-    except (ValueError, TypeError, OverflowError) as exc:
-        raise BadInput(f"{where}: column {column} holds no times: {exc}") from exc
-    bad = times.isna()
-    if bad.any():
-        seen = str(values[bad].iloc[0])
-        raise BadInput(
-            f"{where}: column {column} has {int(bad.sum()):,} values that are no time, such as"
-            f" {seen!r}; wanted 2011-06-01 or 2011-06-01 12:30"
-        )
-    return times.astype("datetime64[us, UTC]")
+def read_file(path: Path, *, header: bool = True) -> pd.DataFrame:
+    """A CSV (also .gz) or Parquet file as it stands; texts are trimmed and blanks are missing."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(_STARTS["zip"]):
+        raise BadInput(f"{path} is a zip archive or a spreadsheet; save it as CSV or Parquet")
+    raw = _parquet(path) if start == _STARTS["parquet"] else _csv(path, start, header)
+    if raw.empty:
+        raise BadInput(f"{path} has no rows; give a file with a header and at least one row")
+    return raw
 
 
 def table_rows(project: Project, raw: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a plain table in order of time: row_id, event_time, label, label_known_at, features.
+    """Rows of a table project in order of time, in the words that all steps share.
 
-    ``label`` is 1.0, 0.0 or NaN where the table has none; nothing is blanked here.
+    Columns: row_id (place in the file), event_time, label (0 or 1, NaN where it is blank),
+    label_known_at, the features and the sensitive columns that are not features.
     """
-    frame = pd.DataFrame({"row_id": np.arange(len(raw), dtype=np.int64)})
-    frame["event_time"] = _event_times(project, raw)
-    frame["label"] = _labels(project, raw)
-    known = frame["event_time"] + project.label.known_after
-    frame["label_known_at"] = known.astype("datetime64[us, UTC]")
-    typed = {f.name: _typed(f, raw[f.name]).to_numpy() for f in project.features}
-    others = [s for s in project.sensitive if s not in typed]
-    extra = {name: raw[name].astype("string").astype(object).to_numpy() for name in others}
-    frame = pd.concat([frame, pd.DataFrame({**typed, **extra})], axis=1)
-    return frame.sort_values("event_time", kind="stable").reset_index(drop=True)
+    times = _times(project, raw)
+    rows = pd.DataFrame({"row_id": np.arange(len(raw), dtype="int64"), "event_time": times})
+    rows["label"] = _label(project, raw)
+    rows["label_known_at"] = rows["event_time"] + project.label.known_after
+    columns = {f.name: _typed(raw[f.name], f.type) for f in project.features}
+    extra = [name for name in project.sensitive if name not in columns]
+    columns |= {name: _text(raw[name]) for name in extra}
+    rows = pd.concat([rows, pd.DataFrame(columns)], axis=1)
+    return rows.sort_values("event_time", kind="stable", ignore_index=True)
 
 
-def _event_times(project: Project, raw: pd.DataFrame) -> "pd.Series[pd.Timestamp]":
-    if project.time.column:
-        column = project.time.column
-        return _times(raw[column], column, project.name).reset_index(drop=True)
-    order = project.time.row_order
-    if order is None:
-        raise BadInput(f"{project.name}: time needs a column or row_order")
-    steps = pd.Series(np.arange(len(raw))) * pd.Timedelta(order.step)
-    return (pd.Timestamp(order.start) + steps).astype("datetime64[us, UTC]")
+def as_numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Texts as numbers, NaN where they are none; numbers and truth values as floats."""
+    if column.dtype == object or isinstance(column.dtype, pd.StringDtype | pd.CategoricalDtype):
+        return pd.to_numeric(column.astype("object"), errors="coerce").astype("float64")
+    return column.astype("float64")
 
 
-def _labels(project: Project, raw: pd.DataFrame) -> "pd.Series[float]":
-    column, wanted = str(project.label.column), project.label.positive
-    values = raw[column]
-    positive = _as_text(values) == wanted
-    if not positive.any():
-        seen = ", ".join(repr(v) for v in list(_as_text(values).dropna().unique())[:5])
+def as_times(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Texts or times as moments in UTC, NaT where they are none."""
+    if pd.api.types.is_numeric_dtype(column):
+        return pd.Series(pd.NaT, index=column.index, dtype="datetime64[us, UTC]")
+    found = pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601")
+    if found.isna().all():
+        found = pd.to_datetime(column, utc=True, errors="coerce", format="mixed")
+    return found.astype("datetime64[us, UTC]")
+
+
+def _locate(project: Project, source: str | None, root: Path) -> Path:
+    """A path given by hand starts where the user stands, the project's own at its folder."""
+    if not source and not project.source.path:
         raise BadInput(
-            f"{project.name}: label {column} is never {wanted!r}; it holds {seen}; mend"
-            " label.positive"
+            f"{project.name} has no data of its own; give --source with {project.source.wanted}"
         )
-    label = positive.astype("float64")
-    return label.where(values.notna()).reset_index(drop=True)
+    path = Path(source) if source else root / str(project.source.path)
+    if not path.is_file():
+        raise BadInput(f"no file at {path}; wanted {project.source.wanted}")
+    return path
 
 
-def _as_text(values: "pd.Series[object]") -> "pd.Series[str]":
-    """Values as a user writes them in project.yaml: 1.0 is 1, text has no space around it."""
-    if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
-        return values.astype("Int64").astype("string")
-    return values.astype("string").str.strip()
+def _parquet(path: Path) -> pd.DataFrame:
+    import pyarrow as pa
+
+    try:
+        return _trimmed(pd.read_parquet(path))
+    except (pa.ArrowInvalid, OSError) as exc:
+        raise BadInput(f"{path} is damaged Parquet: {_first_line(exc)}; write it anew") from exc
 
 
-def _typed(feature: Feature, values: "pd.Series[object]") -> "pd.Series[object]":
-    if feature.type == "number":
-        return pd.to_numeric(values, errors="coerce").astype("float64")
-    return _as_text(values).astype(object).where(values.notna(), None)
+def _csv(path: Path, start: bytes, header: bool) -> pd.DataFrame:
+    try:
+        packed = start.startswith(_STARTS["gzip"])
+        data = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except (OSError, EOFError, gzip.BadGzipFile) as exc:
+        raise BadInput(f"{path} is damaged gzip: {_first_line(exc)}; copy it again") from exc
+    except UnicodeDecodeError as exc:
+        raise BadInput(
+            f"{path} is neither Parquet nor UTF-8 text (byte {exc.start}); save it as CSV or"
+            " Parquet"
+        ) from exc
+    if "\x00" in text:
+        raise BadInput(f"{path} is neither Parquet nor text; save it as CSV or Parquet")
+    return _parse(path, text, header)
+
+
+def _parse(path: Path, text: str, header: bool) -> pd.DataFrame:
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if not first:
+        raise BadInput(f"{path} is empty; give a file with a header and at least one row")
+    try:
+        raw = pd.read_csv(
+            io.StringIO(text),
+            sep=separator(first),
+            header=0 if header else None,
+            skipinitialspace=True,
+            na_values=list(MISSING),
+            keep_default_na=False,
+            low_memory=False,
+        )
+    except (pd.errors.ParserError, csv.Error, ValueError) as exc:
+        raise BadInput(f"{path} is not readable CSV: {_first_line(exc)}; mend it") from exc
+    names = [str(c).strip() if header else f"column_{i + 1}" for i, c in enumerate(raw.columns)]
+    raw.columns = pd.Index(names)
+    return _trimmed(raw)
+
+
+def separator(line: str) -> str:
+    """What splits a line into the most parts: a comma unless another does better."""
+    return max(_SEPARATORS, key=lambda mark: len(next(csv.reader([line], delimiter=mark))))
+
+
+def _trimmed(raw: pd.DataFrame) -> pd.DataFrame:
+    """Texts without outer spaces; blank ones are missing."""
+    for name in raw.select_dtypes("object").columns:
+        if pd.api.types.infer_dtype(raw[name], skipna=True) == "string":
+            text = raw[name].str.strip()
+            raw[name] = text.mask(text.isin(MISSING), None)
+    return raw
+
+
+def _with_times(raw: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Add the time column that stands in a second file: row number, time."""
+    if not path.is_file():
+        raise BadInput(f"no file at {path}; source.join_times wants it beside the source")
+    times = read_file(path)
+    if times.shape[1] != 2:
+        raise BadInput(f"{path} has {times.shape[1]} columns, wanted two: row number and time")
+    number, moment = times.columns
+    by_row = times.drop_duplicates(number).set_index(number)[moment]
+    return raw.assign(**{str(moment): by_row.reindex(range(len(raw))).to_numpy()})
+
+
+def _transactions(project: Project, raw: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Raw purchases with the types of the public file, oldest first."""
+    raw = raw.rename(columns={"Customer ID": "CustomerID", "Invoice": "InvoiceNo"})
+    raw = raw.rename(columns={"Price": "UnitPrice"} if "UnitPrice" not in raw else {})
+    _require(raw, TRANSACTIONS, path)
+    raw = raw[list(TRANSACTIONS)].copy()
+    raw["InvoiceDate"] = _known_times(raw["InvoiceDate"], "InvoiceDate")
+    for name in ("Quantity", "UnitPrice", "CustomerID"):
+        raw[name] = _numbers(raw[name])
+    for name in ("InvoiceNo", "StockCode", "Country", "Description"):
+        raw[name] = _text(raw[name])
+    return raw.sort_values(str(project.time.column), kind="stable", ignore_index=True)
+
+
+def _needed(project: Project) -> tuple[str, ...]:
+    timed = (project.time.column,) if project.time.column else ()
+    return (*timed, str(project.label.column), *project.feature_names, *project.sensitive)
+
+
+def _require(raw: pd.DataFrame, wanted: Sequence[str], path: Path) -> None:
+    missing = [name for name in dict.fromkeys(wanted) if name not in raw.columns]
+    if missing:
+        raise BadInput(
+            f"{path} has no column {', '.join(missing)}; it has"
+            f" {', '.join(map(str, raw.columns[:30]))}"
+        )
+
+
+def _times(project: Project, raw: pd.DataFrame) -> "pd.Series[Any]":
+    if project.time.row_order:
+        return _in_order(project.time.row_order, len(raw))
+    return _known_times(raw[project.time.column], str(project.time.column))
+
+
+def _in_order(order: RowOrder, count: int) -> "pd.Series[Any]":
+    steps = np.arange(count) * (order.step // timedelta(microseconds=1))
+    moments = pd.Timestamp(order.start) + pd.to_timedelta(steps, unit="us")
+    return pd.Series(moments).astype("datetime64[us, UTC]")
+
+
+def _known_times(column: "pd.Series[Any]", name: str) -> "pd.Series[Any]":
+    found = as_times(column)
+    odd = np.flatnonzero(found.isna())
+    if len(odd):
+        raise BadInput(
+            f"{name} is no date in {len(odd):,} of {len(found):,} rows, such as row {odd[0] + 1}:"
+            f" {column.iloc[odd[0]]!r}; wanted dates such as 2011-06-01 12:30"
+        )
+    return found
+
+
+def _label(project: Project, raw: pd.DataFrame) -> "pd.Series[Any]":
+    name, positive = str(project.label.column), project.label.positive.strip()
+    texts = _text(raw[name])
+    if not (texts == positive).any():
+        seen = ", ".join(sorted(texts.dropna().unique())[:6])
+        raise BadInput(
+            f"label.positive is {positive!r}, but column {name} holds {seen or 'nothing'}; mend"
+            " label.positive in project.yaml"
+        )
+    return (texts == positive).astype("float64").where(texts.notna())
+
+
+def _typed(column: "pd.Series[Any]", kind: str) -> "pd.Series[Any]":
+    return _numbers(column) if kind == "number" else _text(column)
+
+
+def _numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Numbers; a few odd texts become missing, many are another type."""
+    numbers = as_numbers(column)
+    odd = numbers.isna() & column.notna()
+    if odd.mean() > _MOST_ODD:
+        raise BadInput(
+            f"{column.name} is no number in {int(odd.sum()):,} of {len(odd):,} rows, such as"
+            f" {column[odd].iloc[0]!r}; make it a category or mend the file"
+        )
+    if odd.any():
+        log.warning("odd numbers are missing column=%s rows=%d", column.name, int(odd.sum()))
+    return numbers
+
+
+def _text(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Texts, with whole numbers written without a point; None where missing."""
+    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+        column = column.astype("Int64")
+    texts = column.astype("object").where(column.notna(), None)
+    return texts.map(str, na_action="ignore").astype("object")
+
+
+def _first_line(exc: BaseException) -> str:
+    return (str(exc).splitlines() or [type(exc).__name__])[0].strip().rstrip(".")

@@ -1,0 +1,1 @@
+"""Raw rows from files or the simulator, and the examples made from them."""
