@@ -103,7 +103,7 @@ def test_the_report_tells_all_without_outside_links(default):
 
     assert promoted(summary)[0]["version"] in page
     assert refused(summary)[0]["reason"].split(";")[0][:40] in page
-    assert "src=\"http" not in page and "href=\"http" not in page
+    assert 'src="http' not in page and 'href="http' not in page
 
 
 def test_nothing_of_the_stack_runs_after_a_replay(default):
@@ -127,9 +127,7 @@ def test_elec2_sees_its_abrupt_change_in_the_first_full_window_and_recovers(tmp_
     source = data_folder / "elec.csv.gz"
     change = datetime.fromisoformat("1997-05-05T00:00:00+00:00")  # row 17,424
 
-    summary = replay(
-        tmp_path, "examples/elec", "--source", str(source), "--until", "1997-11-01"
-    )
+    summary = replay(tmp_path, "examples/elec", "--source", str(source), "--until", "1997-07-08")
 
     seen = [w for w in events(summary) if VICTORIAN & set(w["drifted"])]
     full = [w for w in summary["windows"] if datetime.fromisoformat(w["start"]) >= change]
@@ -142,10 +140,11 @@ def test_elec2_sees_its_abrupt_change_in_the_first_full_window_and_recovers(tmp_
 def test_bank_refuses_2008_and_promotes_a_model_judged_on_2009(tmp_path, data_folder):
     source = data_folder / "bank-additional-full.csv.gz"
 
-    summary = replay(tmp_path, "examples/bank", "--source", str(source), "--until", "2009-09-01")
+    summary = replay(tmp_path, "examples/bank", "--source", str(source), "--until", "2009-11-15")
 
     promoted_versions = {r["version"] for r in promoted(summary)}
-    months = {judged_windows(summary, r) for r in summary["runs"] if r["version"] in promoted_versions}
+    kept = [r for r in summary["runs"] if r["version"] in promoted_versions]
+    months = {judged_windows(summary, r) for r in kept}
     assert not months & {"2008-08", "2008-11"}
     assert any(month.startswith("2009") for month in months)
     thin = [w["start"][:7] for w in summary["windows"] if w["thin"]]

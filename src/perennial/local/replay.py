@@ -110,7 +110,7 @@ class Replay:
         if first is None:
             raise LoopBroken(f"no model of {found.name} serves after the first training")
         self._frozen = bundle.load(Path(first.bundle_uri.removeprefix("file://")))
-        self._contract = Contract.from_json(self._frozen.contract)
+        self._contract = Contract.from_plain(self._frozen.contract)
         self._client = Client(running.edge_url, found.name, self._contract, self.answers)
 
     def run(self, rows: pd.DataFrame, progress: "Narrator") -> None:

@@ -68,6 +68,7 @@ def pooled(windows: Sequence[WindowResult]) -> dict[str, Any]:
 
 
 def decisions(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Each decision of the policy, oldest first; ``at`` is the end of its window."""
     return [
         {"at": e.body["window_end"], "action": e.body["action"], "reason": e.body["reason"]}
         for e in entries
