@@ -97,6 +97,8 @@ def listener(folder: Path, port: int) -> Config:
         "@type": f"{_TYPES}.config.listener.v3.Listener",
         "name": "edge",
         "address": _address(port),
+        # Else a second edge could share the port, and half of the requests.
+        "enable_reuse_port": False,
         "per_connection_buffer_limit_bytes": MAX_BODY,
         "filter_chains": [
             {
