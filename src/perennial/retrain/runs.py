@@ -1,0 +1,200 @@
+"""Has this trigger had its run? One run at a time, and a trigger's run is never made twice."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from perennial.errors import PerennialError, Unavailable
+from perennial.ledger import Entry, Ledger
+from perennial.store import lease
+
+log = logging.getLogger(__name__)
+
+# A trigger whose run was cut off is started again, but not for ever.
+STARTS = 3
+LOST = "lost"
+_POLL_S = 0.2
+
+
+class Result(Protocol):
+    """How a pipeline run ended; ``launchers.RunResult`` is one."""
+
+    @property
+    def run(self) -> str: ...
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def reason(self) -> str: ...
+
+
+class Launch(Protocol):
+    """Run the pipeline on data up to a moment and wait for its end."""
+
+    def __call__(self, as_of: datetime, trigger: str) -> Result: ...
+
+
+@dataclass(frozen=True)
+class NotLaunched:
+    """The result of a run that could not even begin."""
+
+    run: str
+    reason: str
+    state: str = "failed"
+
+
+class Stopped(Exception):
+    """The service ends; whatever was not settled is taken up again at the next start."""
+
+
+class Runs:
+    """Pipeline runs of one project, as the retraining service makes them."""
+
+    def __init__(
+        self,
+        project: str,
+        engine: Engine,
+        launch: Launch,
+        clock: Callable[[], datetime],
+        *,
+        cancel: Callable[[], None] | None = None,
+        lease_s: float = 20.0,
+    ) -> None:
+        self._project = project
+        self._engine = engine
+        self._ledger = Ledger(engine)
+        self._launch = launch
+        self._clock = clock
+        self._cancel = cancel
+        self._lease = f"run:{project}"
+        self._lease_s = lease_s
+        self._stopping = threading.Event()
+        self.running = False
+
+    def stop(self) -> None:
+        """Begin no run any more, cut off the present one and take its end for no result."""
+        self._stopping.set()
+        if self._cancel:
+            self._cancel()
+
+    def is_held(self) -> bool:
+        """Does anybody run the pipeline now?"""
+        return lease.holder(self._engine, self._lease, self._now()) is not None
+
+    def newest_as_of(self) -> datetime | None:
+        """Up to when the newest retraining had data; making the first model was none."""
+        served = self._ledger.entries(self._project, "served")
+        if not served:
+            return None
+        started = self._ledger.entries(self._project, "run.started")
+        later = [r.body["as_of"] for r in started if r.seq > served[0].seq]
+        return max(map(datetime.fromisoformat, later), default=None)
+
+    def once(self, trigger: str, as_of: datetime) -> str:
+        """Run the pipeline for a trigger, unless it was; says how it ended.
+
+        A run that an earlier process did not see the end of is lost, and made anew.
+        """
+        with self._exclusively():
+            starts = self._starts(trigger)
+            ends = self._ends(starts)
+            for run in [r for r in starts if r not in ends]:
+                self._finish(run, LOST, "the service ended while it ran")
+            done = [end for end in ends.values() if end.body["state"] != LOST]
+            if done:
+                return _outcome(done[-1].body["state"], done[-1].body["reason"])
+            if len(starts) >= STARTS:
+                return f"given up, {len(starts)} runs were cut off"
+            return self._run(trigger, as_of)
+
+    def _run(self, trigger: str, as_of: datetime) -> str:
+        log.info("run begins project=%s as_of=%s trigger=%s", self._project, as_of, trigger[:12])
+        result = self._launched(trigger, as_of)
+        runs = [*self._starts(trigger), result.run]
+        for run in set(runs) - self._ends(runs).keys():
+            self._finish(run, result.state, result.reason)
+        log.info("run ended project=%s %s", self._project, _outcome(result.state, result.reason))
+        return _outcome(result.state, result.reason)
+
+    def _launched(self, trigger: str, as_of: datetime) -> Result:
+        self.running = True
+        try:
+            return self._launch(as_of, trigger)
+        except Unavailable:
+            raise
+        except PerennialError as exc:
+            return NotLaunched(trigger, str(exc))
+        finally:
+            self.running = False
+            self._refuse_when_stopping()
+
+    def _starts(self, trigger: str) -> list[str]:
+        started = self._ledger.entries(self._project, "run.started")
+        return [e.subject for e in started if e.body["trigger"] == trigger]
+
+    def _ends(self, runs: Sequence[str]) -> dict[str, Entry]:
+        found = {run: self._ledger.entries(self._project, "run.finished", run) for run in runs}
+        return {run: entries[-1] for run, entries in found.items() if entries}
+
+    def _finish(self, run: str, state: str, reason: str) -> Entry:
+        return self._ledger.append(
+            "run.finished",
+            project=self._project,
+            subject=run,
+            body={"run": run, "state": state, "reason": reason},
+            now=self._clock(),
+        )
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Hold the lease of runs, renewed by a thread for as long as the block takes."""
+        fence = self._acquire()
+        over = threading.Event()
+        keeper = threading.Thread(target=self._renew, args=(fence, over), daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            over.set()
+            keeper.join()
+            lease.release(self._engine, self._lease, fence)
+
+    def _acquire(self) -> int:
+        while True:
+            self._refuse_when_stopping()
+            fence = lease.acquire(
+                self._engine, self._lease, "retraining service", self._lease_s, self._now()
+            )
+            if fence is not None:
+                return fence
+            self._stopping.wait(_POLL_S)
+
+    def _renew(self, fence: int, over: threading.Event) -> None:
+        while not over.wait(self._lease_s / 4):
+            try:
+                kept = lease.renew(self._engine, self._lease, fence, self._lease_s, self._now())
+            except SQLAlchemyError as exc:
+                log.warning("the lease %s could not be renewed: %s", self._lease, exc)
+                continue
+            if not kept:
+                log.warning("the lease %s was taken by another process", self._lease)
+                return
+
+    def _refuse_when_stopping(self) -> None:
+        if self._stopping.is_set():
+            raise Stopped
+
+    def _now(self) -> float:
+        return self._clock().timestamp()
+
+
+def _outcome(state: str, reason: str) -> str:
+    return f"{state}: {reason}" if reason else state
