@@ -130,7 +130,7 @@ def _evaluation(
 
 
 def _score(found: Bundle, rows: pd.DataFrame) -> _Scored:
-    contract = Contract.from_json(json.dumps(found.contract))
+    contract = Contract.from_plain(found.contract)
     lacking = [name for name in contract.names if name not in rows]
     if lacking:
         raise BadInput(
