@@ -72,8 +72,13 @@ def bundle_files(name: str = "tiny", seed: int = 0, shift: float = 0.0) -> dict[
     )
     params = {"objective": "binary:logistic", "max_depth": 3, "nthread": 1, "seed": seed}
     booster = xgboost.train(params, data, num_boost_round=20)
-    lineage = Lineage("sha256:" + "0" * 64, "", False, params, "", seed, START + 400 * STEP)
-    return bundles.files(booster, learned.to_json(), wanted, lineage, known[:20], reference)
+    pins = lineage(params, seed)
+    return bundles.files(booster, learned.to_json(), wanted, pins, known[:20], reference)
+
+
+def lineage(params: dict[str, object], seed: int = 0) -> Lineage:
+    """Pins of a model whose data nobody kept."""
+    return Lineage("sha256:" + "0" * 64, "", False, params, "", seed, START + 400 * STEP)
 
 
 def bundle(folder: Path, name: str = "tiny", seed: int = 0, shift: float = 0.0) -> str:
