@@ -169,7 +169,7 @@ def served(version: int, digest: str, reason: str) -> dict[str, Any]:
 
 
 FIRST = [
-    ("run.started", "run-1", started("run-1", "by hand")),
+    ("run.started", "run-1", started("run-1", "by hand 20260102T0304")),
     ("gate", "run-1", gate("run-1", OLD, "", result("auc", True, "0.70 is at least 0.60"))),
     ("registered", "v1", {"run": "run-1", "version": 1, "digest": OLD}),
     ("run.finished", "run-1", {"run": "run-1", "state": "succeeded", "reason": ""}),

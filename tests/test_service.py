@@ -1,5 +1,6 @@
 """The service's answers: which events are kept, which are refused, and what a sender is told."""
 
+import json
 import os
 import socket
 import subprocess
@@ -291,3 +292,54 @@ def test_a_slow_sender_does_not_keep_others_waiting(running):
         answer = httpx.post(f"http://127.0.0.1:{port}/", headers=headers, content=body, timeout=5)
 
     assert answer.status_code == 202
+
+
+def run_main(*arguments: str, home: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "perennial.retrain.service", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PERENNIAL_HOME": str(home)},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    dumped = loop.project().model_dump(include={"name", "kind", "time", "label", "features"})
+    dumped["label"] = {"column": "left"}
+    dumped["time"] = {"column": "day"}
+    (tmp_path / "project.yaml").write_text(json.dumps(dumped))
+    return tmp_path
+
+
+def test_the_command_serves_a_project_until_sigterm(folder: Path):
+    with service.listen(0) as free:
+        port = free.getsockname()[1]
+    child = run_main("--project", str(folder), "--port", str(port), home=folder)
+    wait_for(port)
+    key = (folder / "churn" / "keys" / "event.key").read_bytes()
+    headers, body = events.to_http(loop.event(0), key)
+    answer = httpx.post(f"http://127.0.0.1:{port}/", headers=headers, content=body)
+
+    child.terminate()
+    out, err = child.communicate(timeout=20)
+
+    assert answer.status_code == 202
+    assert (child.returncode, out) == (0, "")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("fault", ["project", "port"])
+def test_the_command_tells_in_one_line_what_is_wrong_with_its(folder: Path, fault: str):
+    with service.listen(0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1] if fault == "port" else 0
+        project = folder if fault == "port" else folder / "nowhere"
+        child = run_main("--project", str(project), "--port", str(port), home=folder)
+        out, err = child.communicate(timeout=30)
+
+    assert child.returncode == {"project": 2, "port": 3}[fault]
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1

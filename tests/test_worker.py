@@ -377,6 +377,22 @@ def test_an_end_that_the_run_wrote_itself_is_not_written_again(
     assert [e.body["state"] for e in ledger.entries("churn", "run.finished")] == ["refused"]
 
 
+def test_a_failure_that_the_run_wrote_itself_is_not_written_again(
+    make: Make, inbox: Inbox, ledger: Ledger, launcher: loop.FakeLauncher
+):
+    def fail() -> None:
+        body = {"run": "run-1", "state": "failed", "reason": "step train failed"}
+        ledger.append("run.finished", project="churn", subject="run-1", body=body, now=now())
+        raise RunFailed("step train failed; the log is run.log")
+
+    inbox.put(loop.event(0))
+    launcher.meanwhile = fail
+    make().step()
+
+    ends = [(e.subject, e.body["reason"]) for e in ledger.entries("churn", "run.finished")]
+    assert ends == [("run-1", "step train failed")]
+
+
 def test_stopping_cuts_off_the_run_and_the_next_start_makes_it_anew(
     engine: Engine, make: Make, inbox: Inbox, ledger: Ledger, launcher: loop.FakeLauncher
 ):

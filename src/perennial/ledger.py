@@ -19,6 +19,7 @@ _FIRST = "sha256:" + "0" * 64
 _WIDTH = 100
 _LABEL = 12
 _TAIL = 5
+_BY_HAND = "by hand"
 
 
 @dataclass(frozen=True)
@@ -185,11 +186,12 @@ class _Story:
 
     def _cause(self) -> Iterator[tuple[str, str]]:
         started = self._first("run.started", "run", self._run)
-        trigger = str(started.body["trigger"]) if started else "by hand"
+        trigger = str(started.body["trigger"]) if started else _BY_HAND
         event = self._first("event.received", "id", trigger)
         decision = self._last("decision", "event_id", trigger)
         if event is None and decision is None:
-            yield "started", trigger
+            plain = trigger.startswith(_BY_HAND) and not self.verbose
+            yield "started", _BY_HAND if plain else trigger
         if event:
             window = f"{_when(event.body['window_start'])} to {_when(event.body['window_end'])}"
             yield "event", f"window {window} drifted in {_listed(event.body['drifted'])}"

@@ -118,7 +118,8 @@ class Runs:
     def _run(self, trigger: str, as_of: datetime) -> str:
         log.info("run begins project=%s as_of=%s trigger=%s", self._project, as_of, trigger[:12])
         result = self._launched(trigger, as_of)
-        runs = [*self._starts(trigger), result.run]
+        # A run that could not even begin leaves its end under the name of the result.
+        runs = self._starts(trigger) or [result.run]
         for run in set(runs) - self._ends(runs).keys():
             self._finish(run, result.state, result.reason)
         log.info("run ended project=%s %s", self._project, _outcome(result.state, result.reason))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import uvicorn
+from sqlalchemy import Engine
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -20,11 +21,12 @@ from starlette.routing import Route
 from perennial import events, signing
 from perennial import project as projects
 from perennial.errors import BadInput, PerennialError, Unavailable
+from perennial.project import Project
 from perennial.records import Event
 from perennial.retrain.inbox import Inbox
 from perennial.retrain.runs import Result, Runs
-from perennial.retrain.worker import Worker
-from perennial.settings import Settings
+from perennial.retrain.worker import Confirm, Worker
+from perennial.settings import Settings, StateFolder
 from perennial.store.engine import make_engine
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,6 @@ log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 MOST_BYTES = 64 << 10
 FRESH = timedelta(minutes=5)
-SPEC = Path("pipelines") / "training.yaml"
 
 
 class Box(Protocol):
@@ -182,22 +183,30 @@ def main() -> int:
 
 
 def _run(settings: Settings, path: Path, source: str, server: socket.socket) -> None:
-    from perennial.retrain.confirm import FromSegments
-    from perennial.retrain.launchers import LocalLauncher, RunRequest
-
     project = projects.load(path)
     state = settings.state(project.name)
     engine = make_engine(state.url)
+    inbox, key = Inbox(engine), signing.event_key(state.keys)
+    runs = _runs(settings, project, engine, path, source)
+    worker = Worker(project, engine, inbox, runs, _confirm(state, engine, project), _now)
+    serve(Service(project.name, inbox, worker, key, _now), worker, server)
+
+
+def _runs(settings: Settings, project: Project, engine: Engine, path: Path, source: str) -> Runs:
+    from perennial.retrain.launchers import SPEC, LocalLauncher, RunRequest
+
     launcher = LocalLauncher(settings, settings.root / SPEC)
 
     def launch(as_of: datetime, trigger: str) -> Result:
         return launcher.run(RunRequest(project=path, source=source, as_of=as_of, trigger=trigger))
 
-    inbox = Inbox(engine)
-    runs = Runs(project.name, engine, launch, _now, cancel=launcher.stop)
-    worker = Worker(project, engine, inbox, runs, FromSegments(state, engine, project), _now)
-    key = signing.event_key(state.keys)
-    serve(Service(project.name, inbox, worker, key, _now), worker, server)
+    return Runs(project.name, engine, launch, _now, cancel=launcher.stop)
+
+
+def _confirm(state: StateFolder, engine: Engine, project: Project) -> Confirm:
+    from perennial.retrain.confirm import FromSegments
+
+    return FromSegments(state, engine, project)
 
 
 def _parser() -> argparse.ArgumentParser:
