@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Protocol
 
 import httpx
@@ -154,7 +155,7 @@ class Watcher(threading.Thread):
         """Work until ``finish``."""
         while self._turn():
             self._guarded(self._announcer.send_due)
-        self._guarded(self._flush)
+        self._flush()
 
     def _turn(self) -> bool:
         try:
@@ -163,10 +164,10 @@ class Watcher(threading.Thread):
             self._guarded(self._spill)
             return True
         if served is not None:
-            self._guarded(lambda: self._take(served))
+            self._guarded(partial(self._take, served))
         return served is not None
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _guarded(self, work: Callable[[], object]) -> None:
         try:
             work()
         except Exception:
@@ -176,7 +177,7 @@ class Watcher(threading.Thread):
 
     def _take(self, served: Served) -> None:
         for window in self._buffer.close_before(served.event_time):
-            self._close(window, announce=True)
+            self._guarded(partial(self._close, window, announce=True))
         self._buffer.add(served)
         LATE.inc(self._buffer.late_rows - self._late)
         self._late = self._buffer.late_rows
@@ -204,12 +205,12 @@ class Watcher(threading.Thread):
         if moment < self._spill_at and self._buffer.pending_rows < SPILL_ROWS:
             return
         for window in self._buffer.spill():
-            self._writer.write(window)
+            self._guarded(partial(self._writer.write, window))
             # Ever rarer, so that a window of weeks does not become a thousand files.
             self._spill_s = min(1.5 * self._spill_s, _SPILL_MOST_S)
         self._spill_at = moment + self._spill_s
 
     def _flush(self) -> None:
         for window in self._buffer.flush():
-            self._close(window, announce=False)
-        self._announcer.send_due()
+            self._guarded(partial(self._close, window, announce=False))
+        self._guarded(self._announcer.send_due)
