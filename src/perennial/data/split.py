@@ -65,7 +65,7 @@ def folds(project: Project, train: pd.DataFrame) -> tuple[Fold, ...]:
     Fewer than ``training.folds`` come back where rows are few; none at all raises RunFailed.
     """
     times = train["event_time"]
-    judges = _judges(project, train)
+    judges = _judges(project, train, coin=1)  # those of the holdout are hardly in here
     edges = _edges(times, project.training.folds)
     labels = train["label"].to_numpy()
     found = []
@@ -109,14 +109,15 @@ def _starts(project: Project, rows: pd.DataFrame) -> "pd.Series[Any]":
     return times.map(begin)
 
 
-def _judges(project: Project, rows: pd.DataFrame) -> Mask:
-    """Rows whose entity judges; without repeated entities every row may."""
+def _judges(project: Project, rows: pd.DataFrame, coin: int = 0) -> Mask:
+    """Rows whose entity judges by this coin; without repeated entities every row does."""
     if project.kind != "transactions":
         return np.ones(len(rows), dtype=np.bool_)
     entity = (rows["row_id"].to_numpy() % churn.ID_ROOM).astype(np.uint64)
-    # Knuth's multiplier spreads ids that follow each other; the top bit is the coin.
-    coin: Mask = ((entity * np.uint64(2654435761)) % np.uint64(2**32)) < np.uint64(2**31)
-    return coin
+    # Knuth's multiplier spreads ids that follow each other; its upper bits are the coins.
+    spread = (entity * np.uint64(2654435761)) % np.uint64(2**32)
+    heads: Mask = (spread >> np.uint64(31 - coin)) % np.uint64(2) == 0
+    return heads
 
 
 def _may_train(project: Project, rows: pd.DataFrame, start: datetime, judges: Mask) -> Mask:

@@ -200,18 +200,24 @@ def _suggest(trial: "optuna.Trial", search: Search) -> dict[str, Any]:
 def _boost(
     project: Project, stretch: _Stretch, parameters: dict[str, Any], seed: int
 ) -> tuple[float, int]:
-    """Best score on the later rows of a fold, and the number of rounds that gave it."""
+    """Score on the later rows of a fold, and after how many rounds boosting stopped.
+
+    It stops by log loss, whatever the score: a ranking is best long before probabilities are.
+    """
     import xgboost
 
+    told: dict[str, dict[str, list[float]]] = {}
     booster = xgboost.train(
         _all_parameters(project, parameters, seed),
         stretch.train,
         num_boost_round=project.training.rounds,
         evals=[(stretch.valid, "valid")],
         early_stopping_rounds=PATIENCE,
+        evals_result=told,
         verbose_eval=False,
     )
-    return float(booster.best_score), int(booster.best_iteration) + 1
+    best = int(booster.best_iteration)
+    return told["valid"][project.training.metric][best], best + 1
 
 
 def _fit(project: Project, rows: _Table, best: Trial, seed: int) -> "Booster":
@@ -226,7 +232,8 @@ def _all_parameters(project: Project, chosen: dict[str, Any], seed: int) -> dict
     return {
         "objective": "binary:logistic",
         "tree_method": "hist",
-        "eval_metric": project.training.metric,
+        # The last one is what early stopping looks at.
+        "eval_metric": list(dict.fromkeys([project.training.metric, "logloss"])),
         "nthread": NTHREAD,
         "seed": seed,
         **chosen,
