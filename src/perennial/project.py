@@ -233,7 +233,7 @@ class Gates(Part):
     confidence: Annotated[float, Field(gt=0.5, lt=1, description="Of that lower bound.")] = 0.95
     max_calibration_error: Annotated[
         float, Field(gt=0, le=1, description="Most expected calibration error, 10 bins.")
-    ] = 0.15
+    ] = 0.20
     min_parity_ratio: Annotated[
         float | None, Field(description="Least demographic parity ratio; none: reported only.")
     ] = None
