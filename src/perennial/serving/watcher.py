@@ -37,7 +37,7 @@ _TRY_FOR_S = 60.0
 _BACKOFF_S = (0.5, 16.0)  # first and longest pause
 _POST_S = 2.0
 _TICK_S = 0.2
-_DRAIN_S = 2.0
+_DRAIN_S = 8.0
 
 
 class Announcer(Protocol):
