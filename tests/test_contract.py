@@ -23,9 +23,7 @@ def contract() -> Contract:
 
 
 def tensors(body: dict) -> list[Tensor]:
-    return [
-        Tensor(i["name"], i["datatype"], tuple(i["shape"]), i["data"]) for i in body["inputs"]
-    ]
+    return [Tensor(i["name"], i["datatype"], tuple(i["shape"]), i["data"]) for i in body["inputs"]]
 
 
 def changed(contract: Contract, **change: object) -> list[Tensor]:
