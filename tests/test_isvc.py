@@ -45,6 +45,13 @@ def test_a_project_without_a_file_of_its_own_is_served_like_the_default_one(sett
     assert service.transformer.probe == "/v2/models/mine/ready"
 
 
+def test_the_template_for_a_new_project_is_a_valid_file_of_its_name(settings, tmp_path):
+    file = written(tmp_path, isvc.template("my-table"))
+
+    assert isvc.read(file) == isvc.find(settings, tmp_path / "nowhere", "my-table")
+    assert "retail" not in file.read_text()
+
+
 def test_a_file_in_the_project_folder_comes_first(settings, tmp_path, shipped):
     written(tmp_path, shipped.replace("8085", "9085"))
 

@@ -112,16 +112,16 @@ def test_an_ended_child_tells_how_and_its_own_error(children):
     assert children.ended("predictor-v2") == "predictor-v2 ended with code 2: no bundle at /x"
 
 
-def test_a_child_that_keeps_ending_is_not_started_for_ever(children):
-    children.start("edge", ["/bin/false"], {})
+def test_a_child_that_keeps_ending_is_not_started_for_ever(children, monkeypatch):
+    monkeypatch.setattr(processes, "RESTART_PAUSE_S", 0.05)
+    children.start("edge", ["/bin/echo", "once"], {})
 
-    tries = 0
-    while processes.wait_until(lambda: bool(children.ended("edge")), 5) and children.restart(
-        "edge"
-    ):
-        tries += 1
+    def gives_up() -> bool:
+        return bool(children.ended("edge")) and not children.restart("edge")
 
-    assert tries == processes.RESTARTS
+    assert processes.wait_until(gives_up, 10)
+    lines = children.log_file("edge").read_text().splitlines()
+    assert len(lines) == 1 + processes.RESTARTS
 
 
 def test_a_child_gets_its_environment_besides_ours(children, monkeypatch):

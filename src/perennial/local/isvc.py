@@ -1,5 +1,6 @@
 """What would a cluster run: an InferenceService file, read here into two command lines."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +56,12 @@ def find(settings: Settings, folder: Path, name: str) -> InferenceService:
                 raise BadInput(f"{file}: metadata.name is {found.name!r}, wanted {name!r}")
             return found
     return _renamed(read(settings.root / TEMPLATE), name)
+
+
+def template(name: str) -> str:
+    """Text of the shipped file for a project of another name, for a user to change."""
+    text = (Settings.load().root / TEMPLATE).read_text(encoding="utf-8")
+    return re.sub(r"\bretail\b", name, text)
 
 
 def read(file: Path) -> InferenceService:

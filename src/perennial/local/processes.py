@@ -27,6 +27,8 @@ STACK = "stack"
 LOOPBACK = "127.0.0.1"
 STOP_S = 15.0
 RESTARTS = 5
+RESTART_PAUSE_S = 1.0
+STEADY_S = 60.0
 # Below the range that the kernel hands to clients, so that none takes a port before its server.
 PORTS = range(20000, 32000)
 _PR_SET_PDEATHSIG = 1
@@ -63,6 +65,7 @@ class _Child:
     env: Mapping[str, str]
     popen: "subprocess.Popen[bytes]"
     process: Process
+    began: float  # by the monotonic clock
     restarts: int = 0
 
 
@@ -102,7 +105,8 @@ class Children:
     def start(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> None:
         """Start a process under a name that is free."""
         popen = self._spawn(name, command, env)
-        self._children[name] = _Child(command, env, popen, Process.of(popen.pid))
+        process = Process.of(popen.pid)
+        self._children[name] = _Child(command, env, popen, process, time.monotonic())
         self._write()
         log.info("started name=%s pid=%d", name, popen.pid)
 
@@ -116,10 +120,14 @@ class Children:
         return f"{name} ended {how}" + (f": {said}" if said else "")
 
     def restart(self, name: str) -> bool:
-        """Start an ended process again; False when that did not help often enough."""
+        """Start an ended process again, a while later; False when that helped too seldom."""
         child = self._children[name]
-        if child.restarts >= RESTARTS:
-            return False
+        ran_s = time.monotonic() - child.began
+        if ran_s > STEADY_S:
+            child.restarts = 0
+        if child.restarts >= RESTARTS or ran_s < RESTART_PAUSE_S:
+            return child.restarts < RESTARTS
+        child.began = time.monotonic()
         child.popen = self._spawn(name, child.command, child.env)
         child.process = Process.of(child.popen.pid)
         child.restarts += 1
