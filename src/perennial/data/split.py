@@ -69,10 +69,10 @@ def folds(project: Project, train: pd.DataFrame) -> tuple[Fold, ...]:
     edges = _edges(times, project.training.folds)
     labels = train["label"].to_numpy()
     found = []
-    for start, end in zip(edges, [*edges[1:], None], strict=True):
-        later = (times >= start) if end is None else (times >= start) & (times < end)
+    stretch = sum(((times >= edge).to_numpy().astype(int) for edge in edges), np.zeros(len(train)))
+    for number, start in enumerate(edges, 1):
         older = _may_train(project, train, start, judges)
-        fold = Fold(np.flatnonzero(older), np.flatnonzero(later.to_numpy() & judges))
+        fold = Fold(np.flatnonzero(older), np.flatnonzero((stretch == number) & judges))
         if _both_classes(labels[fold.train]) and _both_classes(labels[fold.valid]):
             found.append(fold)
     if not found:
