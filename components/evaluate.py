@@ -17,19 +17,18 @@ def evaluate(
     page: dsl.Output[dsl.HTML],
 ) -> float:
     """Measure the candidate and the champion on the same later rows."""
-    from pathlib import Path
-
     from perennial.steps import context
     from perennial.steps import evaluate as step
 
     with context.opened("evaluate", project, run) as ctx:
         seen = step.run(
-            ctx, Path(table.path), Path(model.path), Path(evaluation.path), Path(page.path)
+            ctx,
+            context.path(table),
+            context.path(model),
+            context.path(evaluation),
+            context.path(page),
         )
-    evaluation.metadata.update(
-        context.pins(context.digest(Path(evaluation.path)), run, *seen.parents)
-    )
+    evaluation.metadata.update(context.pins(context.digest(evaluation), run, *seen.parents))
     metrics.metadata.update(seen.scores_by_name)
-    curves.log_roc_curve(*seen.roc)
-    curves.log_confusion_matrix(["0", "1"], seen.confusion)
+    seen.draw(curves)
     return float(seen.auc)

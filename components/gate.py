@@ -15,14 +15,16 @@ def gate(
     card: dsl.Output[dsl.Markdown],
 ) -> bool:
     """Say of each limit whether the candidate keeps it, and add that to its bundle."""
-    from pathlib import Path
-
     from perennial.steps import context
     from perennial.steps import gate as step
 
     with context.opened("gate", project, run) as ctx:
         record = step.gate(
-            ctx, Path(evaluation.path), Path(model.path), Path(judged.path), Path(card.path)
+            ctx,
+            context.path(evaluation),
+            context.path(model),
+            context.path(judged),
+            context.path(card),
         )
     judged.metadata.update(context.pins(record.candidate, run, evaluation.metadata["digest"]))
     return bool(record.passed)

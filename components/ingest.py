@@ -10,8 +10,6 @@ def ingest(
     project: str, source: str, as_of: str, trigger: str, run: str, snapshot: dsl.Output[dsl.Dataset]
 ) -> str:
     """Keep a snapshot of what is known at one moment, and name it by its content."""
-    from pathlib import Path
-
     from perennial.steps import context
     from perennial.steps import ingest as step
 
@@ -22,7 +20,7 @@ def ingest(
             ctx.folder,
             source,
             context.moment(as_of),
-            Path(snapshot.path),
+            context.path(snapshot),
             run=run,
             trigger=trigger,
             now=ctx.now,

@@ -8,11 +8,9 @@ from components._image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def register(project: str, run: str, judged: dsl.Input[dsl.Model]) -> int:
     """Give a model that passed its gate a version, here and in the MLflow registry."""
-    from pathlib import Path
-
     from perennial.steps import context
     from perennial.steps import register as step
 
     with context.opened("register", project, run) as ctx:
-        version = step.register(ctx, Path(judged.path))
+        version = step.register(ctx, context.path(judged))
     return int(version.number)

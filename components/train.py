@@ -17,8 +17,6 @@ def train(
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     """Search parameters, fit the model and close it under its digest."""
-    from pathlib import Path
-
     from perennial.steps import context
     from perennial.steps import train as step
 
@@ -26,8 +24,8 @@ def train(
         fit = step.train(
             ctx.settings,
             ctx.project,
-            Path(table.path),
-            Path(model.path),
+            context.path(table),
+            context.path(model),
             as_of=context.known_moment(table.metadata["as_of"]),
             data_digest=data_digest,
             seed=seed,

@@ -14,12 +14,10 @@ def validate(
     page: dsl.Output[dsl.HTML],
 ) -> bool:
     """Check a snapshot against the project's expectations; a critical fault ends the run."""
-    from pathlib import Path
-
     from perennial.steps import context
     from perennial.steps import validate as step
 
     page.metadata.update(context.pins("", run, data_digest))
     with context.opened("validate", project, run) as ctx:
-        checked = step.validate(ctx.project, Path(snapshot.path), Path(page.path))
+        checked = step.validate(ctx.project, context.path(snapshot), context.path(page))
     return bool(checked.passed)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Engine
 
@@ -21,6 +21,13 @@ from perennial.store.engine import make_engine
 FAILED = "step.failed"  # ledger kind: {run, step, reason}; the exit handler tells it again
 LOCK = Path("locks") / "core.txt"
 CODE = ("src", "components", "pipelines", "feature_repo")
+
+
+class Artifact(Protocol):
+    """What the steps use of an artifact of KFP."""
+
+    @property
+    def path(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,14 @@ def known_moment(text: str) -> datetime:
     return found
 
 
-def digest(path: Path) -> str:
-    """Digest of a file that a step wrote."""
-    return files.digest_file(path)
+def path(artifact: "Artifact") -> Path:
+    """Where an artifact of KFP lies while the step runs."""
+    return Path(artifact.path)
+
+
+def digest(artifact: Artifact) -> str:
+    """Digest of an artifact that is one file."""
+    return files.digest_file(path(artifact))
 
 
 def reason(exc: BaseException) -> str:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,14 @@ from perennial.steps.context import Context
 from perennial.store import files, rollouts
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Curves(Protocol):
+    """What the steps use of KFP's ClassificationMetrics."""
+
+    def log_roc_curve(self, fpr: list[float], tpr: list[float], threshold: list[float]) -> None: ...
+
+    def log_confusion_matrix(self, categories: list[str], matrix: list[list[int]]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,11 @@ class Measured:
     @property
     def confusion(self) -> list[list[int]]:
         return [list(row) for row in self.evaluation.candidate.performance.confusion]
+
+    def draw(self, curves: "Curves") -> None:
+        """Hand ROC curve and confusion matrix to a dashboard."""
+        curves.log_roc_curve(*self.roc)
+        curves.log_confusion_matrix(["0", "1"], self.confusion)
 
 
 def run(ctx: Context, table: Path, candidate: Path, out: Path, html: Path) -> Measured:

@@ -1,0 +1,162 @@
+"""The compiled pipeline is the one in the repository, and its components only wrap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPONENTS = sorted(p for p in (ROOT / "components").glob("*.py") if not p.stem.startswith("_"))
+STEPS = ["ingest", "validate", "features", "train", "evaluate", "gate", "register", "deploy"]
+
+
+@pytest.fixture(scope="module")
+def spec() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "pipelines" / "training.yaml").read_text())
+    return found
+
+
+def tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every task of the pipeline by its name, out of all its sub-graphs."""
+    graphs = [spec["root"], *spec["components"].values()]
+    return {
+        name: task
+        for graph in graphs
+        for name, task in graph.get("dag", {}).get("tasks", {}).items()
+    }
+
+
+def only_function(path: Path) -> ast.FunctionDef:
+    (found,) = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)]
+    return found
+
+
+def test_the_checked_in_spec_is_what_the_code_compiles_to():
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.training", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_changed_component_makes_the_spec_stale(tmp_path):
+    for name in ("components", "pipelines"):
+        (tmp_path / name).mkdir()
+        for path in (ROOT / name).iterdir():
+            if path.is_file():
+                (tmp_path / name / path.name).write_bytes(path.read_bytes())
+    deploy = tmp_path / "components" / "deploy.py"
+    deploy.write_text(deploy.read_text().replace("State the wish", "Shout the wish"))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.training", "--check"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "run 'make spec'" in done.stdout
+
+
+@pytest.mark.parametrize("path", COMPONENTS, ids=lambda p: p.stem)
+def test_a_component_is_one_function_of_at_most_eight_statements(path):
+    function = only_function(path)
+
+    inside = [n for n in ast.walk(function) if isinstance(n, ast.stmt)][1:]
+    docstring = 1
+
+    assert function.name == path.stem
+    assert ast.get_docstring(function)
+    assert len(inside) - docstring <= 8
+
+
+@pytest.mark.parametrize("path", COMPONENTS, ids=lambda p: p.stem)
+def test_a_component_can_be_read_by_kfp(path):
+    text = path.read_text()
+
+    assert "from __future__" not in text
+    assert " | " not in ast.unparse(only_function(path).args)
+
+
+def test_there_are_eight_steps_and_an_exit_handler(spec):
+    assert sorted(p.stem for p in COMPONENTS) == sorted([*STEPS, "notify"])
+    assert set(STEPS) <= tasks(spec).keys()
+    assert tasks(spec)["notify"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+
+
+def test_every_parameter_has_a_description_and_a_default(spec):
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+
+    assert set(parameters) == {"project", "source", "as_of", "trials", "seed", "trigger"}
+    for name, parameter in parameters.items():
+        assert parameter["description"], name
+        assert "defaultValue" in parameter, name
+
+
+@pytest.mark.parametrize("name", ["ingest", "evaluate", "gate", "register", "deploy", "notify"])
+def test_a_step_with_effects_or_a_changing_world_is_never_cached(spec, name):
+    assert not tasks(spec)[name]["cachingOptions"].get("enableCache", False)
+
+
+def test_only_a_passed_gate_leads_to_register_and_deploy(spec):
+    (branch,) = [t for n, t in tasks(spec).items() if n.startswith("condition")]
+    inside = spec["components"][branch["componentRef"]["name"]]["dag"]["tasks"]
+
+    assert set(inside) == {"register", "deploy"}
+    condition = branch["triggerPolicy"]["condition"]
+    assert "gate-Output" in condition
+    assert condition.endswith("== true")
+
+
+def test_features_wait_for_the_validation(spec):
+    assert "validate" in tasks(spec)["features"]["dependentTasks"]
+
+
+def test_the_data_digest_is_an_input_of_what_is_cached(spec):
+    for name in ("validate", "features", "train"):
+        given = tasks(spec)[name]["inputs"]["parameters"]["data_digest"]
+        assert given["taskOutputParameter"]["producerTask"] == "ingest"
+
+
+def test_every_step_has_a_name_for_people(spec):
+    for name in STEPS:
+        assert tasks(spec)[name]["taskInfo"]["name"] != name
+
+
+def test_the_image_is_that_of_this_version(spec):
+    images = {e["container"]["image"] for e in spec["deploymentSpec"]["executors"].values()}
+
+    assert images == {"perennial:0.1.0-python3.11"}
+
+
+def test_the_dashboard_gets_typed_artifacts(spec):
+    types = {
+        f"{name.removeprefix('comp-')}.{artifact}": kind["artifactType"]["schemaTitle"]
+        for name, part in spec["components"].items()
+        if "executorLabel" in part
+        for artifact, kind in part.get("outputDefinitions", {}).get("artifacts", {}).items()
+    }
+
+    assert types == {
+        "ingest.snapshot": "system.Dataset",
+        "validate.page": "system.HTML",
+        "features.table": "system.Dataset",
+        "train.model": "system.Model",
+        "train.metrics": "system.Metrics",
+        "evaluate.evaluation": "system.Artifact",
+        "evaluate.metrics": "system.Metrics",
+        "evaluate.curves": "system.ClassificationMetrics",
+        "evaluate.page": "system.HTML",
+        "gate.judged": "system.Model",
+        "gate.card": "system.Markdown",
+    }
