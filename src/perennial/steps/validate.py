@@ -125,20 +125,25 @@ def _without_column(wanted: tuple[Expectation, ...], frame: pd.DataFrame) -> tup
 
 def _run(wanted: list[Expectation], frame: pd.DataFrame) -> tuple[Finding, ...]:
     import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
 
     made = [_make(e, place) for place, e in enumerate(wanted)]
     with warnings.catch_warnings():
         # Great Expectations warns of its own dependencies' future; none of it is about the data.
         warnings.simplefilter("ignore")
         context = gx.get_context(mode="ephemeral")
-        context.variables.progress_bars = {"globally": False}
+        context.variables.progress_bars = ProgressBarsConfig(globally=False)
         asset = context.data_sources.add_pandas("data").add_dataframe_asset("snapshot")
         batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
         suite = gx.ExpectationSuite(name="project", expectations=made)
         results = batch.validate(suite, result_format="BASIC").results
     # Results come back in an order of their own.
-    by_place = {r.expectation_config.meta["place"]: r for r in results}
+    by_place = {_place(r): r for r in results}
     return tuple(_finding(e, by_place[i], len(frame)) for i, e in enumerate(wanted))
+
+
+def _place(result: Any) -> int:
+    return int(result.expectation_config.meta["place"])
 
 
 def _make(wanted: Expectation, place: int) -> Any:

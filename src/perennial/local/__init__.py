@@ -1,0 +1,1 @@
+"""The one-machine stack: the same files as on a cluster, run as processes."""
