@@ -132,8 +132,8 @@ class _Log:
         """Read until the child closes its output."""
         assert child.stdout is not None
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", encoding="utf-8") as file:
-            for line in child.stdout:
+        with self.path.open("w", encoding="utf-8") as file, child.stdout as output:
+            for line in output:
                 plain = _ANSI.sub("", line)
                 file.write(plain)
                 file.flush()
