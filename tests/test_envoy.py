@@ -38,6 +38,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         wanted = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)) or "{}")
+        if self.server.drops:
+            self.close_connection = True
+            return
         time.sleep(wanted.get("sleep_s", 0))
         self._answer(wanted.get("status", 200), b"{}")
 
@@ -56,6 +59,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
     metrics = ""
+    drops = False  # requests, without an answer
 
 
 def metrics(invalid: int) -> str:
@@ -259,6 +263,21 @@ def test_a_dead_canary_costs_no_client_an_answer_and_counts_as_its_fault(live):
         canary = source.look("1.0", "v2", "v1").canary
     assert canary.server_errors >= 10
     live.revisions.pop("v2")
+
+
+def test_a_canary_that_goes_with_a_request_in_hand_costs_no_client_an_answer(live):
+    live.traffic.set_weights({"v1": 50, "v2": 50})
+    live.revisions["v2"].rest.drops = True
+
+    assert split(live.infer(60)) == {"v1": 60}
+
+
+def test_an_answer_is_never_asked_for_twice_however_bad_it_is(live):
+    live.traffic.set_weights({"v1": 50, "v2": 50})
+
+    canary = looked(live, lambda: live.infer(40, status=503))
+
+    assert canary.canary.requests + canary.stable.requests == 40
 
 
 @contextmanager

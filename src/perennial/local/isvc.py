@@ -49,13 +49,13 @@ class InferenceService:
 
 def find(settings: Settings, folder: Path, name: str) -> InferenceService:
     """The file beside the project or in kserve/<name>/, else the shipped one under this name."""
-    for file in (folder / FILE, settings.root / "kserve" / name / FILE):
-        if file.is_file():
-            found = read(file)
-            if found.name != name:
-                raise BadInput(f"{file}: metadata.name is {found.name!r}, wanted {name!r}")
-            return found
-    return _renamed(read(settings.root / TEMPLATE), name)
+    own = [f for f in (folder / FILE, settings.root / "kserve" / name / FILE) if f.is_file()]
+    if not own:
+        return _renamed(read(settings.root / TEMPLATE), name)
+    found = read(own[0])
+    if found.name != name:
+        raise BadInput(f"{own[0]}: metadata.name is {found.name!r}, wanted {name!r}")
+    return found
 
 
 def template(name: str) -> str:

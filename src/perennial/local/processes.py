@@ -115,9 +115,10 @@ class Children:
         code = self._children[name].popen.poll()
         if code is None:
             return ""
-        how = f"by signal {-code}" if code < 0 else f"with code {code}"
+        if code < 0:
+            return f"{name} ended by signal {-code}"
         said = _last_line(self.log_file(name))
-        return f"{name} ended {how}" + (f": {said}" if said else "")
+        return f"{name} ended with code {code}" + (f": {said}" if said else "")
 
     def restart(self, name: str) -> bool:
         """Start an ended process again, a while later; False when that helped too seldom."""

@@ -113,9 +113,9 @@ class Controller:
         stable = self._stable()
         if self._shares() != _shares(plan.weights(state, stable)):
             return self._take_share(state)
+        evidence = self._look(state)
         if died := self._revisions.died(plan.name(state)):
             return self._end(state, died)
-        evidence = self._look(state)
         elapsed_s = self._elapsed(f"step {_key(state)}")
         judgement = judge.judge(evidence, self._limits, elapsed_s)
         if judgement.verdict is Verdict.HOLD:

@@ -16,6 +16,8 @@ MAX_CONNECTIONS = 500
 MAX_IN_FLIGHT = 64
 INFER_TIMEOUT = "5s"
 PROBE_TIMEOUT = "2s"
+# Shorter than the 65 s of KServe: else it may close a connection in the moment that a request takes it.
+IDLE_TIMEOUT = "30s"
 # Fine enough that a p95 between two bounds is off by a few percent only.
 LATENCY_BOUNDS_MS = (
     *(1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 18, 22, 27, 33, 40, 50, 60, 75, 90, 110, 135, 165, 200),
@@ -172,9 +174,10 @@ def _split(match: Config, model: str, shares: Mapping[str, int], *, grpc: bool) 
     route = {
         "weighted_clusters": {"clusters": arms},
         "timeout": INFER_TIMEOUT,
-        # A revision that is gone is tried elsewhere; one that answers is never asked twice.
+        # A revision that is gone, or goes meanwhile, is tried elsewhere: a prediction changes
+        # nothing. One that answers, in whatever way, is never asked twice.
         "retry_policy": {
-            "retry_on": "connect-failure,refused-stream,reset-before-request",
+            "retry_on": "connect-failure,refused-stream,reset",
             "num_retries": 6,
             "refresh_cluster_on_retry": True,
             "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.1s"},
@@ -215,24 +218,26 @@ def _cluster(name: str, ports: Ports, grpc: bool) -> Config:
         "max_requests": MAX_IN_FLIGHT,
         "max_retries": MAX_IN_FLIGHT,
     }
-    cluster = {
+    return {
         "@type": f"{_TYPES}.config.cluster.v3.Cluster",
         "name": name,
         "type": "STATIC",
         "connect_timeout": "1s",
         "circuit_breakers": {"thresholds": [limit]},
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _protocol(grpc)
+        },
     }
-    return {**cluster, **(_http2() if grpc else {})}
 
 
-def _http2() -> Config:
-    options = {
+def _protocol(grpc: bool) -> Config:
+    options = "http2_protocol_options" if grpc else "http_protocol_options"
+    return {
         "@type": f"{_TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions",
-        "explicit_http_config": {"http2_protocol_options": {}},
+        "explicit_http_config": {options: {}},
+        "common_http_protocol_options": {"idle_timeout": IDLE_TIMEOUT},
     }
-    key = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    return {"typed_extension_protocol_options": {key: options}}
 
 
 def _grpc_stats() -> Config:
