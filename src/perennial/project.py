@@ -223,10 +223,6 @@ class Gates(Part):
     """Limits a candidate must keep; a missing or NaN measurement fails."""
 
     min_auc: Annotated[float, Field(ge=0, le=1, description="Least AUC on the holdout.")] = 0.60
-    min_auc_first: Annotated[
-        float | None,
-        Field(ge=0, le=1, description="Least AUC while nothing serves yet; none: min_auc."),
-    ] = None
     min_gain: Annotated[
         float, Field(description="Lower bound of AUC gained over the champion must exceed this.")
     ] = 0.0

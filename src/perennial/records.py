@@ -1,5 +1,6 @@
 """What crosses borders inside perennial: frozen facts, units in their names."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -203,6 +204,12 @@ class RolloutState:
     step: int  # index into the project's steps, -1 before the first
     weight: int  # percent of traffic
     reason: str
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """The first of some names, and how many more there are: what fits into a sentence."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def plain(record: Any) -> dict[str, Any]:

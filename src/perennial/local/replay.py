@@ -22,7 +22,7 @@ from perennial.data import history, sources
 from perennial.drift import segments
 from perennial.errors import BadInput, LoopBroken
 from perennial.local import folders, processes, stack, summary
-from perennial.records import DriftReport, Phase
+from perennial.records import DriftReport, Phase, some
 from perennial.report import loop as loop_report
 from perennial.settings import Settings
 from perennial.store import engine as engines
@@ -237,9 +237,7 @@ class Narrator:
     """Tells a person at the terminal what the loop does, one line an event."""
 
     KINDS = {
-        "event.received": lambda b: (
-            f"drift in {_day(b['window_start'])}: {', '.join(b['drifted'])}"
-        ),
+        "event.received": lambda b: f"drift in {_day(b['window_start'])}: {some(b['drifted'])}",
         "decision": lambda b: f"{b['action']}: {b['reason']}",
         "run.started": lambda b: (
             f"pipeline run on data as of {_day(b['as_of'])}, {b['rows']:,} rows"
@@ -458,9 +456,8 @@ def _drifted_line(result: dict[str, Any]) -> str:
     if not events:
         return f"nothing in {len(result['windows'])} windows"
     names = list(dict.fromkeys(n for w in events for n in w["drifted"]))
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     first = events[0]["start"][:10]
-    return f"{', '.join(names[:4])}{more}: {len(events)} windows, the first starts {first}"
+    return f"{some(names)}: {len(events)} windows, the first starts {first}"
 
 
 def _named(result: dict[str, Any], phase: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from perennial.project import Retraining
-from perennial.records import Action, Decision, DriftReport
+from perennial.records import Action, Decision, DriftReport, some
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ def _labels_unknown(
 
 
 def _why(drifted: Sequence[DriftReport]) -> str:
-    names = ", ".join(drifted[-1].drifted)
-    return f"{len(drifted)} window(s) in a row drifted, the newest in {names}"
+    return f"{len(drifted)} window(s) in a row drifted, the newest in {some(drifted[-1].drifted)}"
 
 
 def _day(moment: datetime) -> str:

@@ -77,9 +77,7 @@ def _rows(found: Evaluation, gates: Gates) -> GateResult:
 
 
 def _auc(found: Evaluation, gates: Gates) -> GateResult:
-    first = gates.min_auc_first if found.champion is None else None
-    limit = gates.min_auc if first is None else first
-    return _least("AUC", found.candidate.performance.auc, limit, _count(found))
+    return _least("AUC", found.candidate.performance.auc, gates.min_auc, _count(found))
 
 
 def _gain(found: Evaluation, gates: Gates) -> GateResult:
