@@ -139,16 +139,6 @@ def test_the_first_model_needs_no_gain():
     assert record.champion == ""
 
 
-def test_the_first_model_has_its_own_limit_where_the_project_gives_one():
-    gates = Gates(min_auc=0.75, min_auc_first=0.65)
-
-    first = step.judge(evaluation(champion=None, gain=None), gates)
-    later = step.judge(evaluation(), gates)
-
-    assert first.passed
-    assert not result(later, "AUC").passed
-
-
 def test_a_badly_calibrated_candidate_may_follow_a_worse_one():
     candidate, champion = judged("sha256:new", error=0.2), judged("sha256:old", error=0.3)
 
