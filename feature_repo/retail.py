@@ -31,5 +31,5 @@ customer_purchases = FeatureView(
     ],
     source=purchases,
     online=True,
-    description="Purchases of a customer in the 60 days before a cut-off.",
+    description="Purchases of a customer in the 90 days before a cut-off.",
 )
