@@ -1,5 +1,6 @@
 """The stack with real servers: a model serves, is replaced, is taken back, and nothing stays."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -188,9 +189,10 @@ def test_every_process_listens_on_loopback_only(running):
 
 def listening(pid: int) -> set[str]:
     """Addresses on which a process listens, by the kernel's own tables."""
-    links = [str(f.readlink()) for f in Path(f"/proc/{pid}/fd").iterdir()]
-    inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
-    found = set()
+    inodes, found = set(), set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            inodes.add(str(file.readlink()).removeprefix("socket:[").rstrip("]"))
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()

@@ -256,7 +256,7 @@ class Stack:
     def _tell_registry(self, state: RolloutState) -> None:
         """Point MLflow's alias at what serves; nothing here waits for it or depends on it."""
         name = plan.name(state)
-        command = [sys.executable, "-m", "perennial.registry", "alias"]
+        command = ["nice", sys.executable, "-m", "perennial.registry", "alias"]
         command += [self.project.name, name, "champion"]
         self._children.start(f"{ALIAS}{name}", command, self._env)
 
