@@ -124,13 +124,13 @@ def _without_column(wanted: tuple[Expectation, ...], frame: pd.DataFrame) -> tup
 
 
 def _run(wanted: list[Expectation], frame: pd.DataFrame) -> tuple[Finding, ...]:
-    import great_expectations as gx
-    from great_expectations.data_context.types.base import ProgressBarsConfig
-
-    made = [_make(e, place) for place, e in enumerate(wanted)]
     with warnings.catch_warnings():
         # Great Expectations warns of its own dependencies' future; none of it is about the data.
         warnings.simplefilter("ignore")
+        import great_expectations as gx
+        from great_expectations.data_context.types.base import ProgressBarsConfig
+
+        made = [_make(e, place) for place, e in enumerate(wanted)]
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
         asset = context.data_sources.add_pandas("data").add_dataframe_asset("snapshot")
