@@ -17,7 +17,7 @@ CODE := src components pipelines tests docs benchmarks feature_repo
 COMPILE := $(UV) pip compile -q --generate-hashes --no-annotate --no-header --python $(PY)
 EXPORT := $(UV) export -q --frozen --no-emit-project --no-annotate --no-header
 
-.PHONY: help env loop test test-full check format lock spec docs bench peers clean announce
+.PHONY: help env loop test test-quick test-full check format lock spec docs bench peers clean announce
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,10 +28,13 @@ loop: announce ## Run the whole loop on the built-in history: train, serve, drif
 	@$(MAKE) -s --no-print-directory env
 	@.venv/bin/perennial replay $(PROJECT)
 
-test: env ## Run the tests that CI runs
+test: env ## Run the tests that CI runs, with replays of real histories (20 minutes)
 	@$(PY) -m pytest -q $(PYTEST_ARGS)
 
-test-full: env ## Run all tests, with whole replays and killed processes (an hour)
+test-quick: env ## Run the tests that take seconds (3 minutes)
+	@$(PY) -m pytest -q -m "not slow and not replay and not full" $(PYTEST_ARGS)
+
+test-full: env ## Run all tests, with whole histories of years (an hour)
 	@$(PY) -m pytest -q -m "" $(PYTEST_ARGS)
 
 check: env ## Check format, lint, types, imports, and that generated files are current

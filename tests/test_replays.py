@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 VICTORIAN = {"vicprice", "vicdemand", "transfer"}
-LIMIT_S = 1500
+LIMIT_S = 3000
+FULL = pytest.mark.full
 
 pytestmark = pytest.mark.replay
 
@@ -123,11 +124,14 @@ def test_the_real_retail_file_runs_the_same_way_with_an_honest_auc(tmp_path, dat
     assert 0.66 <= summary["pooled"]["auc_fresh"] <= 0.76
 
 
-def test_elec2_sees_its_abrupt_change_in_the_first_full_window_and_recovers(tmp_path, data_folder):
+@pytest.mark.parametrize("until", [("--until", "1997-07-08"), pytest.param((), marks=FULL)])
+def test_elec2_sees_its_abrupt_change_in_the_first_full_window_and_recovers(
+    tmp_path, data_folder, until
+):
     source = data_folder / "elec.csv.gz"
     change = datetime.fromisoformat("1997-05-05T00:00:00+00:00")  # row 17,424
 
-    summary = replay(tmp_path, "examples/elec", "--source", str(source), "--until", "1997-07-08")
+    summary = replay(tmp_path, "examples/elec", "--source", str(source), *until)
 
     seen = [w for w in events(summary) if VICTORIAN & set(w["drifted"])]
     full = [w for w in summary["windows"] if datetime.fromisoformat(w["start"]) >= change]
@@ -137,10 +141,11 @@ def test_elec2_sees_its_abrupt_change_in_the_first_full_window_and_recovers(tmp_
     assert {r["version"] for r in runs_after} & {r["version"] for r in promoted(summary)}
 
 
-def test_bank_refuses_2008_and_promotes_a_model_judged_on_2009(tmp_path, data_folder):
+@pytest.mark.parametrize("until", [("--until", "2009-11-15"), pytest.param((), marks=FULL)])
+def test_bank_refuses_2008_and_promotes_a_model_judged_on_2009(tmp_path, data_folder, until):
     source = data_folder / "bank-additional-full.csv.gz"
 
-    summary = replay(tmp_path, "examples/bank", "--source", str(source), "--until", "2009-11-15")
+    summary = replay(tmp_path, "examples/bank", "--source", str(source), *until)
 
     promoted_versions = {r["version"] for r in promoted(summary)}
     kept = [r for r in summary["runs"] if r["version"] in promoted_versions]
