@@ -104,6 +104,7 @@ class Children:
 
     def start(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> None:
         """Start a process under a name that is free."""
+        assert name not in self._children, f"{name} is started twice"
         popen = self._spawn(name, command, env)
         process = Process.of(popen.pid)
         self._children[name] = _Child(command, env, popen, process, time.monotonic())

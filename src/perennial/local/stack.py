@@ -35,7 +35,7 @@ from perennial.store.engine import make_engine
 
 log = logging.getLogger(__name__)
 
-EDGE, SERVICE, ALIAS = "edge", "service", "alias-"
+EDGE, SERVICE, ALIAS = "edge", "service", "alias"
 FIRST = "first model"
 EDGE_S = 10.0
 SERVICE_S = 60.0
@@ -238,7 +238,7 @@ class Stack:
             told = self._children.ended(name)
             if told and name in needed:
                 self._restart(name, told)
-            elif told and name.startswith(ALIAS):
+            elif told and name == ALIAS:
                 self._children.stop(name)
             elif told and name not in self._processes(open_one):
                 self._revisions.stop(name.rpartition("-")[2])
@@ -255,10 +255,11 @@ class Stack:
 
     def _tell_registry(self, state: RolloutState) -> None:
         """Point MLflow's alias at what serves; nothing here waits for it or depends on it."""
-        name = plan.name(state)
+        # One that is still about the version before must not have the last word.
+        self._children.stop(ALIAS)
         command = ["nice", sys.executable, "-m", "perennial.registry", "alias"]
-        command += [self.project.name, name, "champion"]
-        self._children.start(f"{ALIAS}{name}", command, self._env)
+        command += [self.project.name, plan.name(state), "champion"]
+        self._children.start(ALIAS, command, self._env)
 
     def _record(self, kind: str) -> None:
         body = {"edge": self.edge_url, "serving": _name(self.serving())}
