@@ -152,7 +152,7 @@ def test_times_from_a_second_file_are_joined_by_row_number(tmp_path: Path):
 def test_categories_that_look_like_numbers_are_texts_without_a_point():
     column = pd.Series([1.0, np.nan, 0.0])
 
-    assert sources._text(column).tolist() == ["1", None, "0"]
+    assert sources.as_texts(column).tolist() == ["1", None, "0"]
 
 
 def test_a_row_with_a_blank_label_has_none(tmp_path: Path):

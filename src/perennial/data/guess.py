@@ -1,342 +1,395 @@
-"""What project would fit this table? Guesses to confirm, as a commented project.yaml."""
+"""What project would fit a table that nobody described? A commented project.yaml to confirm."""
 
-import json
 import re
 from dataclasses import dataclass
-from datetime import timedelta
+from math import floor, log
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
-from perennial.data import sources
+from perennial.data import columns, sources
+from perennial.data.columns import Column
 from perennial.errors import BadInput
 from perennial.project import Project
 
-LABELS = ("churn", "churned", "target", "label", "y", "class", "default", "outcome", "income")
-POSITIVES = ("yes", "true", "1", "y", "t", "churn", "churned", "default", "bad", "up")
-SENSITIVE = ("sex", "gender", "race", "ethnicity", "religion", "seniorcitizen")
-_MOST_CATEGORIES = 100
-_WINDOW_ROWS = 1000  # fewer, and windows of one and the same kind of rows begin to differ
-_SMALL_TABLE = 5000
-_TOO_GOOD = 0.97
+LEAST_ROWS = 600
+# Usual names of a label, the surest first.
+LABELS = (
+    *("churn", "churned", "target", "label", "y", "class", "outcome", "exited", "attrition"),
+    *("response", "converted", "fraud", "default", "defaulted", "survived", "income"),
+)
+POSITIVES = ("yes", "y", "true", "t", "1", "churn", "churned", "exited", "left", "default", "up")
+_SENSITIVE = re.compile(
+    r"(?i)(^|[\W_])(sex|gender|age|race|ethnic\w*|religion|nationality|marital|disab\w*)($|[\W_])"
+    r"|citizen"
+)
+_SENSITIVE_VALUES = re.compile(r"(?i)\b(female|asian|hispanic|caucasian)\b")
+# A moment of these kinds is rarely when a row's prediction was wanted.
+_POOR_CLOCK = re.compile(r"(?i)birth|dob|end|clos|cancel|churn|updat|modif|last|due|expir")
+
+_WINDOW_ROWS = 1000  # with fewer, chance alone makes rows of one kind differ now and then
+_LEAST_WINDOW_ROWS = 200
+_WINDOWS = 6  # at least so many: to train, to judge, and to replay
+_WIDTH = 60  # letters of a comment's quotation
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column of the table and what it seems to be."""
+class Label:
+    """What to predict."""
 
-    name: str
-    kind: str  # number, category, time, id, constant, text
-    missing: float
-    note: str = ""
+    column: str
+    positive: str
+    other: str
+    share: float
 
-    @property
-    def usable(self) -> bool:
-        return self.kind in ("number", "category")
+
+@dataclass(frozen=True)
+class Windows:
+    """How the history is cut, and how many windows' rest there is between two trainings."""
+
+    every: str
+    min_rows: int
+    cooldown: str
+    comment: str
 
 
 @dataclass(frozen=True)
 class Guess:
-    """All that is written into the project."""
+    """All that is told in the text."""
 
     name: str
     path: Path
     header: bool
     rows: int
-    label: str
-    positive: str
-    values: tuple[str, ...]
-    time: str | None
-    every: str
+    label: Label
+    clock: str | None
+    moment: str  # how a value of the clock is read
+    odd_clocks: tuple[str, ...]  # dates, but not in every row
+    windows: Windows
     columns: tuple[Column, ...]
-    ranges: dict[str, tuple[float, float]]
+
+    @property
+    def features(self) -> tuple[Column, ...]:
+        return tuple(c for c in self.columns if not c.left_out)
 
 
 def guess(
-    path: Path, name: str | None, *, label: str | None = None, time: str | None = None
+    table: Path, name: str | None = None, *, label: str | None = None, time: str | None = None
 ) -> str:
-    """Text of a valid ``project.yaml`` for a CSV or Parquet table.
+    """Text of a valid ``project.yaml`` for a CSV or Parquet table with one row an example.
 
-    ``label`` and ``time`` name columns where the guess would be wrong. Raises BadInput when the
-    file is not readable, or no column could be a label.
+    ``name`` defaults to the file's; ``label`` and ``time`` name columns where the guess would be
+    wrong. Raises BadInput when nothing in the file can be predicted or learned from.
     """
-    if not path.is_file():
-        raise BadInput(f"no file at {path}; give a CSV (also .gz) or Parquet file")
-    raw, header = _table(path)
-    for given, option in ((label, "--label"), (time, "--time")):
-        if given and given not in raw.columns:
-            raise BadInput(
-                f"{path} has no column {given} for {option}; it has"
-                f" {', '.join(map(str, raw.columns[:30]))}"
-            )
-    found = _look(path, name or _name(path), raw, header, label, time)
-    text = _write(found)
-    Project.model_validate(yaml.safe_load(text))
+    if not table.is_file():
+        raise BadInput(f"no file at {table}; give a CSV (also .gz) or Parquet file")
+    raw, header = _read(table)
+    if len(raw) < LEAST_ROWS:
+        raise BadInput(
+            f"{table} has {len(raw):,} rows, wanted at least {LEAST_ROWS}: to train, to judge and"
+            " to replay"
+        )
+    text = _text(_look(table, _name(table, name), raw, header, label, time))
+    # What is written must be read again, here as well as in the first run.
+    sources.table_rows(Project.model_validate(yaml.safe_load(text)), raw)
     return text
 
 
-def _table(path: Path) -> tuple[pd.DataFrame, bool]:
+def _name(table: Path, given: str | None) -> str:
+    if given is None:
+        stem = re.sub(r"[^a-z0-9]+", "-", table.name.split(".")[0].lower()).strip("-")
+        return (stem if stem[:1].isalpha() else f"table-{stem}")[:39].strip("-")
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,38}", given):
+        raise BadInput(
+            f"{given!r} cannot name a project, wanted small letters, digits and hyphens after a"
+            " letter; give another by --name"
+        )
+    return given
+
+
+def _read(table: Path) -> tuple[pd.DataFrame, bool]:
     """The table, and whether its first line names the columns."""
-    raw = sources.read_file(path)
-    if all(_is_name(str(column)) for column in raw.columns):
+    raw = sources.read_file(table)
+    if _is_headed(raw):
         return raw, True
-    return sources.read_file(path, header=False), False
+    return sources.read_file(table, header=False), False
 
 
-def _is_name(text: str) -> bool:
-    """Numbers, and names that pandas numbered because they occur twice, head no column."""
-    return re.fullmatch(r"-?\d+(\.\d+)*|<=?.*|>=?.*|\s*", text.strip()) is None
+def _is_headed(raw: pd.DataFrame) -> bool:
+    """A first line without names has numbers over numbers, or texts that come again below."""
+    numeric = [name for name in raw.columns if columns.kind(raw[name]) == "number"]
+    if numeric:
+        return not all(_is_number(str(name)) for name in numeric)
+    return not all((raw[name].astype(str) == str(name)).any() for name in raw.columns)
+
+
+def _is_number(name: str) -> bool:
+    # A second column of the same name gets .1 behind it; one without any is called Unnamed.
+    text = re.sub(r"^Unnamed: \d+$|^\?$", "0", name)
+    return bool(re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?(\.\d+)?", text.strip()))
 
 
 def _look(
-    path: Path, name: str, raw: pd.DataFrame, header: bool, label: str | None, time: str | None
+    table: Path, name: str, raw: pd.DataFrame, header: bool, label: str | None, time: str | None
 ) -> Guess:
-    label = label or _label(path, raw)
-    clock = time or next((str(c) for c in raw.columns if c != label and _is_time(raw[c])), None)
-    texts = raw[label].dropna().map(_plain)
-    shares = texts.value_counts(normalize=True)
-    columns = tuple(_column(raw, str(c), clock) for c in raw.columns if c != label)
-    if len(shares) < 2:
-        raise BadInput(
-            f"column {label} of {path} has fewer than two values; name a label by --label"
-        )
-    positive = _positive(shares)
-    columns = tuple(_suspected(c, raw, texts == positive) for c in columns)
-    ranges = {c.name: _range(raw[c.name]) for c in columns if c.kind == "number"}
-    return Guess(
-        name,
-        path.resolve(),
-        header,
-        len(raw),
-        label,
-        positive,
-        tuple(map(str, shares.index[:6])),
-        clock,
-        _every(raw, clock),
-        columns,
-        ranges,
-    )
+    _require(table, raw, label, "--label")
+    _require(table, raw, time, "--time")
+    found = _label(table, raw, label, time)
+    clock, odd = (time, ()) if time else _clock(raw, found.column)
+    texts = sources.as_texts(raw[found.column])
+    positive = (texts == found.positive).astype("float64").where(texts.notna())
+    others = [c for c in raw.columns if c not in (found.column, clock)]
+    seen = tuple(columns.look(raw, str(c), positive) for c in others)
+    if all(c.left_out for c in seen):
+        why = "; ".join(f"{c.name}: {c.left_out}" for c in seen[:5]) or "there is no other column"
+        raise BadInput(f"no column of {table} can tell {found.column}: {why}")
+    windows, moment = _in_rows(len(raw)), ""
+    if clock:
+        times = sources.known_times(raw[clock], clock)
+        windows, moment = _in_time(times), f"{raw[clock].iloc[0]} is {times.iloc[0]:%-d %B %Y}"
+    return Guess(name, table.resolve(), header, len(raw), found, clock, moment, odd, windows, seen)
 
 
-def _label(path: Path, raw: pd.DataFrame) -> str:
-    two = [str(c) for c in raw.columns if raw[c].dropna().map(_plain).nunique() == 2]
-    named = [c for wanted in LABELS for c in two if c.lower() == wanted]
+def _require(table: Path, raw: pd.DataFrame, column: str | None, option: str) -> None:
+    if column is not None and column not in raw.columns:
+        has = ", ".join(map(str, raw.columns[:30]))
+        raise BadInput(f"{table} has no column {column} for {option}; it has {has}")
+
+
+def _label(table: Path, raw: pd.DataFrame, given: str | None, clock: str | None) -> Label:
+    if given is not None:
+        count = raw[given].nunique() if columns.kind(raw[given]) != "other" else 0
+        if count != 2:
+            raise BadInput(
+                f"column {given} of {table} has {count:,} different values, wanted two; name"
+                " another by --label COLUMN"
+            )
+        return _with_values(raw, given)
+    two = [str(c) for c in raw.columns if c != clock and _has_two_values(raw[c])]
     if not two:
         raise BadInput(
-            f"no column of {path} has two values, so none is a label; name one by --label COLUMN"
+            f"no column of {table} has exactly two values, so none looks like a label; make one"
+            " and name it by --label COLUMN"
         )
-    return named[0] if named else two[-1]
+    return _with_values(raw, min(two, key=lambda c: (_rank(c), -two.index(c))))
 
 
-def _positive(shares: "pd.Series[float]") -> str:
-    """The value that says yes, else the rarer one; a churn of 27 % is worth a warning, not 73 %."""
-    named = [str(v) for v in shares.index if str(v).lower() in POSITIVES]
-    return named[0] if named else str(shares.index[-1])
+def _has_two_values(column: "pd.Series[Any]") -> bool:
+    return columns.kind(column) in ("number", "category") and column.nunique() == 2
 
 
-def _plain(value: object) -> str:
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
+def _rank(name: str) -> int:
+    """Place of a name among usual ones: all of it, else one of its words, else behind them."""
+    if name.lower() in LABELS:
+        return LABELS.index(name.lower())
+    apart = re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()
+    words = [LABELS.index(word) for word in re.split(r"[\W_]+", apart) if word in LABELS]
+    return len(LABELS) + min(words, default=len(LABELS))
 
 
-def _is_time(column: "pd.Series[Any]") -> bool:
-    if pd.api.types.is_datetime64_any_dtype(column):
-        return True
-    if column.dtype != object or column.isna().any():
-        return False
-    first = column.head(200)
-    if not first.map(lambda v: isinstance(v, str) and bool(re.search(r"\d{4}|\d[/.-]\d", v))).all():
-        return False
-    return bool(sources.as_times(first).notna().all() and sources.as_times(column).notna().all())
+def _with_values(raw: pd.DataFrame, column: str) -> Label:
+    shares = sources.as_texts(raw[column]).value_counts(normalize=True)
+    common, rare = map(str, shares.index)
+    told = [v for v in (rare, common) if v.lower() in POSITIVES or v.startswith(">")]
+    positive = told[0] if told else rare
+    other = common if positive == rare else rare
+    return Label(column, positive, other, float(shares[positive]))
 
 
-def _column(raw: pd.DataFrame, name: str, clock: str | None) -> Column:
-    column = raw[name]
-    missing = float(column.isna().mean())
-    if name == clock:
-        return Column(name, "time", missing)
-    distinct = column.nunique()
-    if distinct <= 1:
-        return Column(name, "constant", missing, "it has one value only")
-    if _is_time(column):
-        return Column(name, "text", missing, "it is a time; make it a number if it should count")
-    numbers = sources.as_numbers(column)
-    is_number = numbers.notna().sum() >= 0.99 * column.notna().sum()
-    whole = is_number and bool((numbers.dropna() % 1 == 0).all())
-    if distinct == len(column) and len(column) > 50 and (not is_number or whole):
-        return Column(name, "id", missing, "each row has another value, as an id has")
-    if is_number:
-        return Column(name, "number", missing)
-    if distinct > _MOST_CATEGORIES:
-        return Column(name, "text", missing, f"it has {distinct:,} different texts")
-    return Column(name, "category", missing)
+def _clock(raw: pd.DataFrame, label: str) -> tuple[str | None, tuple[str, ...]]:
+    """The column that says when, and columns of dates that do not say it in every row."""
+    dates = [str(c) for c in raw.columns if c != label and columns.kind(raw[c]) == "date"]
+    whole = [c for c in dates if sources.as_times(raw[c]).notna().all()]
+    best = min(whole, key=lambda c: bool(_POOR_CLOCK.search(c)), default=None)
+    return best, tuple(c for c in dates if c not in whole)
 
 
-def _suspected(column: Column, raw: pd.DataFrame, positive: "pd.Series[bool]") -> Column:
-    """The column with a note when it alone tells the label nearly for sure."""
-    if not column.usable:
-        return column
-    kept = raw.loc[positive.index, column.name]
-    if column.kind == "number":
-        score = sources.as_numbers(kept).rank().fillna(0)
-    else:
-        score = kept.map(positive.groupby(kept.astype(str)).mean()).fillna(float(positive.mean()))
-    skill = _auc(score.to_numpy(), positive.to_numpy())
-    if max(skill, 1 - skill) < _TOO_GOOD:
-        return column
-    note = "it alone tells the label: remove it if it is known only afterwards"
-    return Column(column.name, column.kind, column.missing, note)
+def _in_rows(rows: int) -> Windows:
+    """Windows of rows; four of them pass between two trainings, for there is no other clock."""
+    size = max(_LEAST_WINDOW_ROWS, min(_WINDOW_ROWS, rows // 5 // 50 * 50))
+    comment = "confirm: as many rows as come between two looks at the model"
+    if size < _WINDOW_ROWS:
+        comment = "confirm: short, as the table is; so few rows differ by chance now and then"
+    return Windows(f"{size} rows", 100, f"{4 * size}min", comment)
 
 
-def _auc(score: "np.ndarray[Any, Any]", truth: "np.ndarray[Any, Any]") -> float:
-    ranks = pd.Series(score).rank().to_numpy()
-    ones = int(truth.sum())
-    if not 0 < ones < len(truth):
-        return 0.5
-    return float((ranks[truth].sum() - ones * (ones + 1) / 2) / (ones * (len(truth) - ones)))
+def _in_time(times: "pd.Series[Any]") -> Windows:
+    """The length whose windows come closest to a thousand rows."""
+    plain = times.dt.tz_localize(None)
+    counts = {
+        ("91d", "182d"): plain.dt.floor("91D").value_counts(),
+        ("month", "60d"): plain.dt.to_period("M").value_counts(),
+        ("7d", "28d"): plain.dt.floor("7D").value_counts(),
+        ("1d", "7d"): plain.dt.floor("D").value_counts(),
+        ("1h", "12h"): plain.dt.floor("h").value_counts(),
+        ("1min", "30min"): plain.dt.floor("min").value_counts(),
+    }
+    enough = {key: float(c.median()) for key, c in counts.items() if len(c) >= _WINDOWS}
+    if not enough:
+        raise BadInput(
+            f"{times.name} has {times.nunique()} different moments, too few to cut a history into"
+            " windows; name another column by --time, or leave it out of the file"
+        )
+    every, cooldown = min(enough, key=lambda key: abs(log(enough[key] / _WINDOW_ROWS)))
+    typical = enough[every, cooldown]
+    least = max(20, min(100, int(typical / 2)))
+    comment = f"confirm: how often could you act? Half of these windows have {typical:,.0f} rows"
+    return Windows(every, least, cooldown, f"{comment} or more")
 
 
-def _range(column: "pd.Series[Any]") -> tuple[float, float]:
-    numbers = sources.as_numbers(column).dropna()
-    return float(numbers.min()), float(numbers.max())
+def _text(found: Guess) -> str:
+    blocks = (_head, _source, _time, _predicted, _features, _sensitive, _expectations, _rest)
+    return "\n\n".join("\n".join(block(found)) for block in blocks) + "\n"
 
 
-def _every(raw: pd.DataFrame, clock: str | None) -> str:
-    """Windows of about a thousand rows, in lengths that people speak of."""
-    if clock is None:
-        return f"{_window_rows(len(raw))} rows"
-    times = sources.as_times(raw[clock])
-    span = times.max() - times.min()
-    wanted = span * min(1.0, max(_WINDOW_ROWS / len(raw), 1 / 60))
-    steps = {"1h": 1, "6h": 6, "1d": 24, "7d": 168}
-    fitting = [text for text, hours in steps.items() if timedelta(hours=hours) >= wanted]
-    return fitting[0] if fitting else "month"
-
-
-def _window_rows(rows: int) -> int:
-    return _WINDOW_ROWS if rows >= _SMALL_TABLE else max(40, rows // 5)
-
-
-def _name(path: Path) -> str:
-    stem = re.sub(r"[^a-z0-9]+", "-", path.name.split(".")[0].lower()).strip("-")
-    return (stem if stem[:1].isalpha() else f"table-{stem}")[:39].strip("-")
-
-
-def _write(found: Guess) -> str:
-    parts = (
-        _head(found),
-        _clock(found),
-        _answer(found),
-        _features(found),
-        _expectations(found),
-        _rest(found),
-    )
-    return "\n\n".join(parts) + "\n"
-
-
-def _head(found: Guess) -> str:
-    lines = [
-        f"# Guessed from {found.path.name}: {found.rows:,} rows. Please look at each line that",
-        "# says 'confirm', then run: perennial replay FOLDER",
+def _head(found: Guess) -> list[str]:
+    return [
+        f"# Guessed by 'perennial init' from {_words(found.path.name)}, {found.rows:,} rows: one"
+        " row, one example.",
+        "# Please look at each line that says 'confirm'. Then: perennial replay, and this folder.",
         f"name: {found.name}",
         "kind: table",
-        "",
+    ]
+
+
+def _source(found: Guess) -> list[str]:
+    lines = [
+        "# Where rows come from; --source gives another file with the same columns.",
         "source:",
-        "  # Relative paths start at this file's folder.",
-        f"  path: {_quoted(str(found.path))}",
+        f"  path: {_yaml(str(found.path))}",
     ]
     if not found.header:
-        lines.append("  header: false  # confirm: the first line holds values, not column names")
-    return "\n".join(lines)
-
-
-def _clock(found: Guess) -> str:
-    if found.time:
-        return f"time:\n  column: {_quoted(found.time)}  # confirm: this says when a row happened"
-    return "\n".join(
-        [
-            "# No column tells the time, so the rows count as in order, one a minute.",
-            "time:",
-            "  row_order: {start: 2000-01-01, step: 1min}  # confirm: rows are in order of time",
-        ]
-    )
-
-
-def _answer(found: Guess) -> str:
-    values = ", ".join(found.values)
-    return "\n".join(
-        [
-            "label:",
-            f"  column: {_quoted(found.label)}  # confirm: this is to be predicted",
-            f"  positive: {_quoted(found.positive)}  # confirm: one of {values} counts as 1",
-            "  known_after: 0d  # confirm: how long after a row its label is known, such as 60d",
-        ]
-    )
-
-
-def _features(found: Guess) -> str:
-    lines = ["features:"]
-    for column in found.columns:
-        entry = f"- {{name: {_quoted(column.name)}, type: {column.kind}}}"
-        if column.usable:
-            lines.append(f"  {entry}" + (f"  # confirm: {column.note}" if column.note else ""))
-        elif column.kind != "time":
-            lines.append(f"  # confirm: {_quoted(column.name)} is left out, {column.note}")
-    sensitive = [c.name for c in found.columns if c.name.lower() in SENSITIVE and c.usable]
-    if sensitive:
-        quoted = ", ".join(map(_quoted, sensitive))
-        lines.append(f"sensitive: [{quoted}]  # confirm: fairness is reported for these")
-    return "\n".join(lines)
-
-
-def _expectations(found: Guess) -> str:
-    lines = ["# Warnings are reported; make one critical and it stops a training."]
-    lines += ["expectations:"]
-    for column in (c for c in found.columns if c.usable):
-        full = np.floor((1 - column.missing) * 95) / 100
-        lines += _expect(
-            "ExpectColumnValuesToNotBeNull", "schema", column.name, f"mostly: {full:g}"
+        lines.append(
+            "  header: false  # confirm: the first line holds values, so the columns get numbers"
         )
-    for name, (low, high) in found.ranges.items():
-        room = (high - low) * 0.5
-        floor = 0.0 if low >= 0 else low - room
-        limits = f"min_value: {floor:.6g}, max_value: {high + room:.6g}, mostly: 0.99"
-        lines += _expect("ExpectColumnValuesToBeBetween", "statistics", name, limits)
-    return "\n".join(lines)
+    return lines
 
 
-def _expect(kind: str, layer: str, column: str, limits: str) -> list[str]:
+def _time(found: Guess) -> list[str]:
+    odd = [
+        f"# {_words(c)} holds dates, but not in every row; mend it if it is the time."
+        for c in found.odd_clocks
+    ]
+    lines = ["# When a row happened, which is when its prediction was wanted.", *odd, "time:"]
+    if found.clock:
+        return [*lines, f"  column: {_yaml(found.clock)}  # confirm: {_words(found.moment)}"]
     return [
-        f"  - expect: {kind}",
-        f"    layer: {layer}",
-        "    severity: warning",
-        f"    args: {{column: {_quoted(column)}, {limits}}}",
+        *lines,
+        "  # No column says it: rows count as in order, oldest first, one a minute from then on.",
+        "  row_order: {start: 2000-01-01, step: 1min}  # confirm: the rows are in order of time",
     ]
 
 
-def _rest(found: Guess) -> str:
-    least = min(200, _window_rows(found.rows) // 2)
-    return "\n".join(
-        [
-            "# Drift is looked for in each window; one with fewer than min_rows is passed over.",
-            f"window: {{every: {found.every}, min_rows: {least}}}  # confirm: its length",
-            "",
-            f"training: {{min_rows: {max(50, min(300, found.rows // 10))}}}",
-            "",
-            "# A new model serves only if it keeps these limits and beats the one that serves.",
-            f"gates: {{min_auc: 0.6, min_rows: {min(100, least)}}}",
-            "",
-            "replay: {train_share: 0.4}  # the older part trains the first model",
-        ]
+def _predicted(found: Guess) -> list[str]:
+    label = found.label
+    return [
+        "# What is predicted, and how long it takes until the truth is known.",
+        "label:",
+        f"  column: {_yaml(label.column)}  # confirm: or name another by --label",
+        f"  positive: {_yaml(label.positive)}  # confirm: counts as 1 ({label.share:.1%} of rows),"
+        f" {_words(label.other)} as 0",
+        "  known_after: 0d  # confirm: such as 60d; too short makes every number too good",
+    ]
+
+
+def _features(found: Guess) -> list[str]:
+    lines = [
+        "# What the model sees. A column that is filled in after the prediction is a leak.",
+        "features:  # confirm: each is known when the prediction is made",
+        *(f"  - {_feature(c)}  # {_words(c.holds)}" for c in found.features),
+    ]
+    out = [c for c in found.columns if c.left_out]
+    if out:
+        lines.append("# Left out; take away the # before those that should count after all.")
+    return lines + [_left_out(c) for c in out]
+
+
+def _left_out(column: Column) -> str:
+    what = f" - {_feature(column)}" if column.type else _words(column.name)
+    return f"# {what}  # confirm: {_words(column.left_out, 100)}"
+
+
+def _feature(column: Column) -> str:
+    return _yaml({"name": column.name, "type": column.type})
+
+
+def _sensitive(found: Guess) -> list[str]:
+    named = [
+        c.name
+        for c in found.features
+        if _SENSITIVE.search(c.name) or _SENSITIVE_VALUES.search(c.holds)
+    ]
+    hint = _yaml(named) if named else "[COLUMN]"
+    return [
+        "# Groups of people whose predictions the report compares; take away the # to compare.",
+        f"#sensitive: {hint}  # confirm: whose treatment must be watched",
+    ]
+
+
+def _expectations(found: Guess) -> list[str]:
+    """A warning only tells: what the whole table holds is no law."""
+    lines = []
+    for column in found.features:
+        args: dict[str, Any] = {"column": column.name}
+        # A hundredth part is room for chance, and an empty column may stay so.
+        mostly = max(0, floor((1 - column.missing) * 95)) / 100
+        lines.append(_expectation("ExpectColumnValuesToNotBeNull", {**args, "mostly": mostly}))
+        if column.limits:
+            low, high = map(_short, column.limits)
+            args |= {"min_value": low, "max_value": high, "mostly": 0.99}
+            lines.append(_expectation("ExpectColumnValuesToBeBetween", args))
+    return [
+        "# What rows must keep (Great Expectations). A warning is reported, critical stops a run.",
+        "expectations:  # confirm: shares and ranges as they are in this file",
+        *lines,
+    ]
+
+
+def _expectation(name: str, args: dict[str, Any]) -> str:
+    return "  - " + _yaml({"expect": name, "severity": "warning", "args": args})
+
+
+def _short(number: float) -> float:
+    return int(number) if number.is_integer() and abs(number) < 1e15 else number
+
+
+def _rest(found: Guess) -> list[str]:
+    windows, least = found.windows, max(50, min(300, found.rows // 10))
+    return [
+        "# Drift is looked for in each window of served rows; thinner ones are not judged.",
+        f"window: {{every: {windows.every}, min_rows: {windows.min_rows}}}  # {windows.comment}",
+        "",
+        "# How long a model is searched for; more trials take longer and find little more.",
+        f"training: {{trials: 10, min_rows: {least}}}",
+        "",
+        "# A new model must keep these limits, and beat the one that serves if there is one.",
+        f"gates: {{min_auc: 0.5, min_rows: {windows.min_rows}}}"
+        "  # confirm: 0.5 is a coin; raise it to what is worth serving",
+        "",
+        "# Training is spent on drift in two windows in a row, and not again during the cooldown.",
+        f"retraining: {{persistence: 2, cooldown: {windows.cooldown}}}"
+        "  # confirm: how often you could train",
+        "",
+        "# Features that change by nature, such as a season, would report drift for ever; name"
+        " them here.",
+        "#drift: {ignore: [COLUMN]}",
+        "",
+        "# 'perennial replay' trains on the oldest 40 % and serves the rest in order.",
+        "replay: {train_share: 0.4}",
+    ]
+
+
+def _yaml(value: object) -> str:
+    """A value in one line, quoted where YAML wants it."""
+    dumped: str = yaml.safe_dump(
+        [value], default_flow_style=True, sort_keys=False, allow_unicode=True, width=1_000_000
     )
+    return dumped[1:-2]
 
 
-def _quoted(text: str) -> str:
-    """A text as YAML reads it back: JSON is YAML."""
-    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", text) and isinstance(yaml.safe_load(text), str):
-        return text
-    return json.dumps(text, ensure_ascii=False)
+def _words(text: str, width: int = _WIDTH) -> str:
+    """A text that stays inside its comment."""
+    words = "".join(c for c in " ".join(text.split()) if c.isprintable())
+    return words if len(words) <= width else words[: width - 3] + "..."

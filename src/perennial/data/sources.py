@@ -76,7 +76,7 @@ def table_rows(project: Project, raw: pd.DataFrame) -> pd.DataFrame:
     rows["label_known_at"] = rows["event_time"] + project.label.known_after
     columns = {f.name: _typed(raw[f.name], f.type) for f in project.features}
     extra = [name for name in project.sensitive if name not in columns]
-    columns |= {name: _text(raw[name]) for name in extra}
+    columns |= {name: as_texts(raw[name]) for name in extra}
     rows = pd.concat([rows, pd.DataFrame(columns)], axis=1)
     return rows.sort_values("event_time", kind="stable", ignore_index=True)
 
@@ -94,8 +94,35 @@ def as_times(column: "pd.Series[Any]") -> "pd.Series[Any]":
         return pd.Series(pd.NaT, index=column.index, dtype="datetime64[us, UTC]")
     found = pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601")
     if found.isna().all():
-        found = pd.to_datetime(column, utc=True, errors="coerce", format="mixed")
+        first = _day_first(column)
+        found = pd.to_datetime(column, utc=True, errors="coerce", format="mixed", dayfirst=first)
     return found.astype("datetime64[us, UTC]")
+
+
+def _day_first(column: "pd.Series[Any]") -> bool:
+    """Does 03/04/2021 mean April? Yes where some first number is no month; one value cannot say."""
+    numbers = column.astype(str).str.extract(r"^\s*(\d{1,2})[/.-]\d{1,2}[/.-]\d{2,4}\b")[0]
+    return bool((numbers.astype("float64") > 12).any())
+
+
+def as_texts(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Texts, with whole numbers written without a point; None where missing."""
+    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+        column = column.astype("Int64")
+    texts = column.astype("object").where(column.notna(), None)
+    return texts.map(str, na_action="ignore").astype("object")
+
+
+def known_times(column: "pd.Series[Any]", name: str) -> "pd.Series[Any]":
+    """Moments of a column in which every value is one. Raises BadInput that names a row."""
+    found = as_times(column)
+    odd = np.flatnonzero(found.isna())
+    if len(odd):
+        raise BadInput(
+            f"{name} is no date in {len(odd):,} of {len(found):,} rows, such as row {odd[0] + 1}:"
+            f" {column.iloc[odd[0]]!r}; wanted dates such as 2011-06-01 12:30"
+        )
+    return found
 
 
 def _locate(project: Project, source: str | None, root: Path) -> Path:
@@ -189,11 +216,11 @@ def _transactions(project: Project, raw: pd.DataFrame, path: Path) -> pd.DataFra
     raw = raw.rename(columns={"Price": "UnitPrice"} if "UnitPrice" not in raw else {})
     _require(raw, TRANSACTIONS, path)
     raw = raw[list(TRANSACTIONS)].copy()
-    raw["InvoiceDate"] = _known_times(raw["InvoiceDate"], "InvoiceDate")
+    raw["InvoiceDate"] = known_times(raw["InvoiceDate"], "InvoiceDate")
     for name in ("Quantity", "UnitPrice", "CustomerID"):
         raw[name] = _numbers(raw[name])
     for name in ("InvoiceNo", "StockCode", "Country", "Description"):
-        raw[name] = _text(raw[name])
+        raw[name] = as_texts(raw[name])
     return raw.sort_values(str(project.time.column), kind="stable", ignore_index=True)
 
 
@@ -214,7 +241,7 @@ def _require(raw: pd.DataFrame, wanted: Sequence[str], path: Path) -> None:
 def _times(project: Project, raw: pd.DataFrame) -> "pd.Series[Any]":
     if project.time.row_order:
         return _in_order(project.time.row_order, len(raw))
-    return _known_times(raw[project.time.column], str(project.time.column))
+    return known_times(raw[project.time.column], str(project.time.column))
 
 
 def _in_order(order: RowOrder, count: int) -> "pd.Series[Any]":
@@ -223,20 +250,9 @@ def _in_order(order: RowOrder, count: int) -> "pd.Series[Any]":
     return pd.Series(moments).astype("datetime64[us, UTC]")
 
 
-def _known_times(column: "pd.Series[Any]", name: str) -> "pd.Series[Any]":
-    found = as_times(column)
-    odd = np.flatnonzero(found.isna())
-    if len(odd):
-        raise BadInput(
-            f"{name} is no date in {len(odd):,} of {len(found):,} rows, such as row {odd[0] + 1}:"
-            f" {column.iloc[odd[0]]!r}; wanted dates such as 2011-06-01 12:30"
-        )
-    return found
-
-
 def _label(project: Project, raw: pd.DataFrame) -> "pd.Series[Any]":
     name, positive = str(project.label.column), project.label.positive.strip()
-    texts = _text(raw[name])
+    texts = as_texts(raw[name])
     if not (texts == positive).any():
         seen = ", ".join(sorted(texts.dropna().unique())[:6])
         raise BadInput(
@@ -247,7 +263,7 @@ def _label(project: Project, raw: pd.DataFrame) -> "pd.Series[Any]":
 
 
 def _typed(column: "pd.Series[Any]", kind: str) -> "pd.Series[Any]":
-    return _numbers(column) if kind == "number" else _text(column)
+    return _numbers(column) if kind == "number" else as_texts(column)
 
 
 def _numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
@@ -262,14 +278,6 @@ def _numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
     if odd.any():
         log.warning("odd numbers are missing column=%s rows=%d", column.name, int(odd.sum()))
     return numbers
-
-
-def _text(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Texts, with whole numbers written without a point; None where missing."""
-    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
-        column = column.astype("Int64")
-    texts = column.astype("object").where(column.notna(), None)
-    return texts.map(str, na_action="ignore").astype("object")
 
 
 def _first_line(exc: BaseException) -> str:
