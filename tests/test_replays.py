@@ -93,8 +93,9 @@ def test_why_tells_the_story_from_the_event_to_the_seed(default):
 
     version = promoted(summary)[-1]["version"]
     assert version in story
-    for pin in ("drift", "data digest", "commit", "lock", "seed", "AUC", "promoted", "refused"):
-        assert pin in story, f"{pin} is missing in:\n{story}"
+    pins = ("drifted", "data  ", "commit", "parameters", "lock", "seed", "kept   AUC", "promoted")
+    for part in (*pins, "Refused", refused(summary)[-1]["candidate"]):
+        assert part in story, f"{part} is missing in:\n{story}"
 
 
 def test_the_report_tells_all_without_outside_links(default):
