@@ -168,7 +168,7 @@ def weekly_auc(rows: pd.DataFrame, known: timedelta) -> float:
     for week in sorted(rows["event_time"].unique())[10::3]:
         past = rows["event_time"] + known < week
         model = xgboost.XGBClassifier(
-            n_estimators=100, max_depth=4, learning_rate=0.1, enable_categorical=True, n_jobs=1
+            n_estimators=200, max_depth=4, learning_rate=0.1, enable_categorical=True, n_jobs=1
         ).fit(inputs[past], rows["label"][past])
         now = rows["event_time"] == week
         scores[now] = model.predict_proba(inputs[now])[:, 1]
@@ -186,5 +186,5 @@ def test_on_the_real_file_honest_skill_is_moderate_and_early_labels_look_better(
 
     honest, early = weekly_auc(rows, HORIZON), weekly_auc(rows, timedelta(0))
 
-    assert 0.66 < honest < 0.76
-    assert early > honest + 0.01
+    assert 0.66 <= honest <= 0.76
+    assert early > 0.76

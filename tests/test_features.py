@@ -76,7 +76,9 @@ def test_retail_features_come_back_as_they_were_made(
     rows = pd.read_parquet(out)
     wanted = history.examples(retail, purchases, LONG_AGO, AS_OF)
     names = ["row_id", "event_time", *retail.feature_names]
-    pd.testing.assert_frame_equal(rows[names], wanted[names], check_dtype=False)
+    pd.testing.assert_frame_equal(
+        rows[names], wanted[names], check_dtype=False, rtol=0.0, atol=1e-9
+    )
     assert (made.rows, made.labelled) == (len(rows), int(rows["label"].notna().sum()))
     assert 0 < made.labelled < made.rows
     assert (rows.loc[rows["label"].notna(), "label_known_at"] <= AS_OF).all()
@@ -91,7 +93,7 @@ def test_a_table_comes_back_row_by_row(settings: Settings, tmp_path: Path):
     )
 
     found = pd.read_parquet(out)
-    pd.testing.assert_frame_equal(found[rows.columns], rows, check_dtype=False)
+    pd.testing.assert_frame_equal(found[rows.columns], rows, check_dtype=False, rtol=0.0, atol=1e-9)
 
 
 def test_the_newest_window_can_be_looked_up_online(

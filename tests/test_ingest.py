@@ -1,5 +1,7 @@
 """A snapshot holds what was known at one moment, and its digest names what it holds."""
 
+import os
+import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -120,6 +122,32 @@ def test_a_source_that_is_refused_leaves_nothing_behind(settings: Settings, fold
 
     assert not (folder / "out").exists()
     assert not settings.state("days").root.exists()
+
+
+@pytest.mark.parametrize("written", [0, 1], ids=["first file", "second file"])
+def test_a_write_that_breaks_off_leaves_no_half_file(
+    settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch, written: int
+):
+    synced, real = [], os.fsync
+
+    def fsync(handle: int) -> None:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return real(handle)
+        synced.append(handle)
+        if len(synced) > written:
+            raise OSError("no space left on device")
+        return real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+    with pytest.raises(OSError, match="no space"):
+        take(settings, folder, None)
+
+    assert not (folder / "out" / "snapshot").exists()
+    kept = list(settings.state("days").snapshots.glob("*"))
+    assert len(kept) == written
+    assert all(files.digest_file(p).endswith(p.stem) for p in kept)
+    assert not (settings.state("days").root / "state.db").exists(), "the run counts as started"
 
 
 def test_the_ledger_says_what_the_run_began_with(settings: Settings, folder: Path):

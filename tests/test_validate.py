@@ -1,5 +1,6 @@
 """Data that breaks a critical expectation stops the run, and a page says why."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -68,6 +69,26 @@ def test_the_real_file_passes_with_warnings(
         pytest.param(lambda r: r.rename(columns={"UnitPrice": "Cost"}), "UnitPrice", id="no price"),
         pytest.param(lambda r: r.assign(UnitPrice=None), "UnitPrice", id="empty prices"),
         pytest.param(lambda r: r.assign(UnitPrice=-r["UnitPrice"]), "UnitPrice", id="negative"),
+        pytest.param(
+            lambda r: r.assign(UnitPrice=r["UnitPrice"].where(r.index % 20 > 0, -1.0)),
+            "245 of 4,900 rows break it",
+            id="one price in twenty negative",
+        ),
+        pytest.param(
+            lambda r: r.assign(UnitPrice="£" + r["UnitPrice"].astype(str)),
+            "UnitPrice: ExpectColumnValuesToBeInTypeList fails: 4,900 of 4,900 rows",
+            id="prices as texts",
+        ),
+        pytest.param(
+            lambda r: r.assign(CustomerID="C" + r["CustomerID"].astype(str)),
+            "CustomerID: ExpectColumnValuesToBeInTypeList",
+            id="customers as texts",
+        ),
+        pytest.param(
+            lambda r: r.assign(InvoiceNo=range(len(r))),
+            "Quantity: .* Can only use .str accessor",
+            id="a rule that cannot be tried",
+        ),
         pytest.param(lambda r: r.assign(UnitPrice=r["UnitPrice"] * 1e3), "Median", id="in pence"),
         pytest.param(lambda r: r.assign(Quantity=-r["Quantity"]), "Quantity", id="turned round"),
         pytest.param(lambda r: r.assign(CustomerID=17_000.0), "CustomerID", id="one customer"),
@@ -79,12 +100,13 @@ def test_spoiled_purchases_stop_the_run_after_the_page_is_written(
 ):
     page = tmp_path / "page.html"
 
-    with pytest.raises(RunFailed, match=said):
+    with pytest.raises(RunFailed, match=said) as caught:
         validate.validate(retail, written(tmp_path, spoil(purchases)), page)
 
     text = page.read_text()
     assert "BROKEN" in text
-    assert said in text
+    for name in re.findall(r"Expect\w+", str(caught.value)):
+        assert name in text
 
 
 @pytest.mark.parametrize("severity", ["warning", "info"])
@@ -137,6 +159,7 @@ def test_what_data_says_is_escaped_on_the_page(tmp_path: Path):
     )
     frame = FEW.assign(x="<script>alert(1)</script>")
 
-    validate.validate(expecting(wanted), written(tmp_path, frame), tmp_path / "page.html")
+    with pytest.raises(RunFailed, match="x: ExpectColumnValuesToBeInTypeList"):
+        validate.validate(expecting(wanted), written(tmp_path, frame), tmp_path / "page.html")
 
     assert "<script>alert" not in (tmp_path / "page.html").read_text()

@@ -1,7 +1,6 @@
 """What was known at one moment? An immutable snapshot of the source, named by its content."""
 
 import io
-import shutil
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -54,8 +53,7 @@ def ingest(
             " is too early"
         )
     taken = _keep(settings, project, frame, moment)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(taken.path, out)
+    files.write_atomic(out, taken.path.read_bytes())
     _record(settings, project, taken, run=run, trigger=trigger, source=source, now=now)
     return taken
 

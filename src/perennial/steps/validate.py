@@ -18,6 +18,8 @@ LAYERS = {
     "business": "Business rules: what must hold between columns",
 }
 
+NUMBERS = ["int64", "float64", "int32", "float32"]
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -88,16 +90,23 @@ def check(project: Project, frame: pd.DataFrame) -> Validation:
 
 
 def _implied(project: Project) -> tuple[Expectation, ...]:
-    """What no project can do without: its columns, and enough rows to train on."""
+    """What no project can do without: its columns, numbers as such, and enough rows."""
     needed = _columns(project)
     exist = [
         Expectation(expect="ExpectColumnToExist", args={"column": column}) for column in needed
+    ]
+    typed = [
+        Expectation(
+            expect="ExpectColumnValuesToBeInTypeList",
+            args={"column": column, "type_list": NUMBERS},
+        )
+        for column in _numbers(project)
     ]
     rows = Expectation(
         expect="ExpectTableRowCountToBeBetween",
         args={"min_value": project.training.min_rows},
     )
-    return (*exist, rows)
+    return (*exist, *typed, rows)
 
 
 def _columns(project: Project) -> tuple[str, ...]:
@@ -112,6 +121,12 @@ def _columns(project: Project) -> tuple[str, ...]:
         "CustomerID",
         "Country",
     )
+
+
+def _numbers(project: Project) -> tuple[str, ...]:
+    if project.kind == "table":
+        return tuple(f.name for f in project.features if f.type == "number")
+    return ("Quantity", "UnitPrice", "CustomerID")
 
 
 def _without_column(wanted: tuple[Expectation, ...], frame: pd.DataFrame) -> tuple[Finding, ...]:
@@ -164,7 +179,7 @@ def _make(wanted: Expectation, place: int) -> Any:
 
 def _finding(wanted: Expectation, result: Any, rows: int) -> Finding:
     found = result.result or {}
-    raised = (result.exception_info or {}).get("exception_message") or ""
+    raised = _raised(result.exception_info or {})
     examples = tuple(dict.fromkeys(str(v) for v in found.get("partial_unexpected_list", [])))
     observed = found.get("observed_value")
     detail = raised or (f"observed {observed}" if observed is not None else "")
@@ -176,6 +191,13 @@ def _finding(wanted: Expectation, result: Any, rows: int) -> Finding:
         examples[:3],
         " ".join(str(detail).split())[:200],
     )
+
+
+def _raised(info: dict[str, Any]) -> str:
+    """Why an expectation could not be tried: one message, or one for each thing it measures."""
+    several = [info] if "exception_message" in info else list(info.values())
+    said = (str(found.get("exception_message") or "") for found in several)
+    return next((message for message in said if message), "")
 
 
 def render(project: Project, found: Validation, rows: int) -> str:
