@@ -176,7 +176,6 @@ def weekly_auc(rows: pd.DataFrame, known: timedelta) -> float:
     return float(roc_auc_score(rows["label"][seen], scores[seen]))
 
 
-@pytest.mark.slow
 def test_on_the_real_file_honest_skill_is_moderate_and_early_labels_look_better(
     data_folder: Path, retail: Project
 ):
