@@ -1,8 +1,8 @@
 """What would an online shop's purchases look like? Seeded rows in the schema of UCI Online Retail.
 
-Regular customers buy at a rate of their own until they leave; the keener ones stay longer. They
-come and go in balance, so without a shift every week looks alike. A shift plants the change that
-the loop has to notice.
+Regular customers buy at a rate of their own until they leave; those with big baskets stay longer.
+They come and go in balance, so without a shift every week looks alike. A shift plants the change
+that the loop has to notice.
 """
 
 from dataclasses import dataclass, fields
@@ -18,10 +18,12 @@ _WARM_UP_DAYS = 1500.0  # longer than nearly every customer stays: day 0 is like
 _STAY_DAYS = 160.0
 _KEENNESS = 2.0  # shape of a gamma of mean 1: how unlike each other regular customers are
 _RARE_RATE, _KEEN_RATE = 0.012, 0.038  # orders a day: of everyone, and more for the keen
-_PROJECT_DAYS, _PROJECT_RATE = 9.0, 0.3
-_SLOW_GAP_DAYS, _SLOW_STAY_DAYS = 38.0, 250.0
-_SLOW_SHARE = 0.6
-_SEEN_DAYS = 90.0  # how long a project buyer counts, so that ``size`` is a share of rows
+_BASKET = 1.0  # shape of a gamma of mean 1: how unlike the baskets of regular customers are
+_LOYALTY = 0.05  # share of a regular customer's stay that does not depend on the basket
+_NEW_STAY_DAYS = 250.0
+_FICKLE_GAP_DAYS, _STEADY_GAP_DAYS = 80.0, 30.0
+_FICKLE_SHARE = 0.5
+_FICKLE_LINES, _STEADY_LINES = 9.0, 1.5
 _FIRST_ID = 12_346
 _COUNTRIES = ("United Kingdom", "Germany", "France", "EIRE", "Spain", "Netherlands", "Norway")
 _PRODUCTS = 400
@@ -72,18 +74,19 @@ def simulate(sim: Simulator) -> pd.DataFrame:
 
 
 def _regulars(rng: np.random.Generator, count: int, days: int) -> _Customers:
-    """Steady buyers: whoever buys often and much stays longer."""
+    """Buyers at random times: whoever fills big baskets stays longer."""
     flow = count / _STAY_DAYS  # arrivals a day that keep ``count`` customers
     total = rng.poisson(flow * (_WARM_UP_DAYS + days))
     arrives = rng.uniform(-_WARM_UP_DAYS, days, total)
     keen = rng.gamma(_KEENNESS, 1 / _KEENNESS, total)
-    stay = rng.exponential(_STAY_DAYS * (0.6 + 0.4 * keen))
+    big = rng.gamma(_BASKET, 1 / _BASKET, total)
+    stay = rng.exponential(_STAY_DAYS * (_LOYALTY + (1 - _LOYALTY) * big))
     people = _Customers(
         arrives=arrives,
         leaves=arrives + stay,
         rate=_RARE_RATE + _KEEN_RATE * keen,
         regular=np.zeros(total, dtype=bool),
-        lines=rng.gamma(4.0, 1.5, total) * (0.2 + 0.8 * keen),
+        lines=0.5 + 5.0 * big,
         units=np.exp(rng.normal(1.9, 0.5, total)),
         taste=rng.beta(2.5, 4.5, total),
         cancels=rng.beta(1.0, 18.0, total),
@@ -93,27 +96,25 @@ def _regulars(rng: np.random.Generator, count: int, days: int) -> _Customers:
 
 
 def _newcomers(rng: np.random.Generator, sim: Simulator, shift: Shift) -> _Customers:
-    """Another kind joins: one-project buyers, and slow buyers who stay.
+    """Another kind joins: fickle buyers of big baskets, and steady buyers of small ones.
 
-    Who fills big baskets in quick succession has a project and is gone after it; who buys little
-    and seldom comes back. That is the opposite of what regular customers taught a model.
+    Who fills a big basket is seldom seen again within two months; who buys little comes back each
+    month. That is the opposite of what regular customers taught a model.
     """
     start = (shift.start - sim.start) / timedelta(days=1)
     rest = max(0.0, sim.days - start)
-    stock = round(sim.customers * shift.size * _SLOW_SHARE)
-    slow = stock + rng.poisson(stock / _SLOW_STAY_DAYS * rest)
-    projects = sim.customers * shift.size * (1 - _SLOW_SHARE)
-    total = slow + rng.poisson(projects / _SEEN_DAYS * rest)
-    arrives = start + rng.uniform(0, rest, total)
-    arrives[:stock] = start + rng.uniform(0, 10, stock)
-    is_slow = np.arange(total) < slow
-    stay = np.where(is_slow, _SLOW_STAY_DAYS, _PROJECT_DAYS) * rng.exponential(1.0, total)
+    stock = round(sim.customers * shift.size)
+    total = stock + rng.poisson(stock / _NEW_STAY_DAYS * rest)
+    fickle = rng.random(total) < _FICKLE_SHARE
+    gap = np.where(fickle, _FICKLE_GAP_DAYS, _STEADY_GAP_DAYS)
+    first = np.where(fickle, rng.exponential(_FICKLE_GAP_DAYS, total), rng.uniform(0, 10, total))
+    joined = np.where(np.arange(total) < stock, 0.0, rng.uniform(0, rest, total))
     return _Customers(
-        arrives=arrives,
-        leaves=arrives + stay,
-        rate=np.where(is_slow, 1 / _SLOW_GAP_DAYS, _PROJECT_RATE),
-        regular=is_slow,
-        lines=rng.gamma(4.0, 0.25, total) * np.where(is_slow, 2.0, 9.0),
+        arrives=start + joined + first,
+        leaves=start + joined + first + rng.exponential(_NEW_STAY_DAYS, total),
+        rate=1 / gap,
+        regular=~fickle,
+        lines=rng.gamma(6.0, 1 / 6, total) * np.where(fickle, _FICKLE_LINES, _STEADY_LINES),
         units=np.exp(rng.normal(1.1, 0.5, total)),
         taste=rng.beta(5.0, 3.0, total),
         cancels=rng.beta(1.0, 18.0, total),
