@@ -16,7 +16,7 @@ MAX_CONNECTIONS = 500
 MAX_IN_FLIGHT = 64
 INFER_TIMEOUT = "5s"
 PROBE_TIMEOUT = "2s"
-# Shorter than the 65 s of KServe: else it may close a connection in the moment that a request takes it.
+# Shorter than the 65 s of KServe, which could else close a connection just as a request takes it.
 IDLE_TIMEOUT = "30s"
 # Fine enough that a p95 between two bounds is off by a few percent only.
 LATENCY_BOUNDS_MS = (
