@@ -72,7 +72,7 @@ def test_without_a_shift_no_feature_drifts(seed: int):
     ("kind", "size", "moved"),
     [
         ("newcomers", 0.8, "unit_price"),
-        ("misbooked", 0.95, "recency_days"),
+        ("misbooked", 0.95, "spend"),
         ("prices", 1.5, "unit_price"),
     ],
 )
