@@ -276,7 +276,8 @@ def up(settings: Settings, text: str, *, source: str = "") -> int:
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
     with _stopped_by_signals():
-        stack = Stack(settings, folder, source, say=say)
+        found = projects.load(folder)
+        stack = Stack(settings, folder, source, as_of=_present(found, source), say=say)
         console.print(f"Starting {stack.project.name}; Ctrl-C ends it.", highlight=False)
         try:
             stack.start()
@@ -289,6 +290,12 @@ def up(settings: Settings, text: str, *, source: str = "") -> int:
             _ignore_signals()
             stack.stop()
     return 0
+
+
+def _present(found: projects.Project, source: str) -> datetime | None:
+    """What the first model may know: all of a file, but of invented rows not their future."""
+    invented = found.source.simulator and not source and not found.source.path
+    return found.replay.train_until if invented else None
 
 
 def down(settings: Settings, text: str) -> int:
