@@ -71,12 +71,12 @@ def test_the_real_file_passes_with_warnings(
         pytest.param(lambda r: r.assign(UnitPrice=-r["UnitPrice"]), "UnitPrice", id="negative"),
         pytest.param(
             lambda r: r.assign(UnitPrice=r["UnitPrice"].where(r.index % 20 > 0, -1.0)),
-            "245 of 4,900 rows break it",
+            r"UnitPrice: .* rows break it, such as -1.0",
             id="one price in twenty negative",
         ),
         pytest.param(
             lambda r: r.assign(UnitPrice="£" + r["UnitPrice"].astype(str)),
-            "UnitPrice: ExpectColumnValuesToBeInTypeList fails: 4,900 of 4,900 rows",
+            "UnitPrice: ExpectColumnValuesToBeInTypeList fails: .*, such as £",
             id="prices as texts",
         ),
         pytest.param(
