@@ -282,6 +282,11 @@ def test_an_event_time_that_is_none_is_refused_by_name(contract):
         event_time(asked(contract, event_time="soon"), lambda: NOW)
 
 
+def test_an_event_time_in_the_future_is_refused_because_windows_and_cooldown_follow_it(contract):
+    with pytest.raises(BadInput, match=r"parameters.event_time lies in the future"):
+        event_time(asked(contract, event_time="2190-01-15"), lambda: NOW)
+
+
 def test_a_bare_package_gives_its_modules_without_its_init(tmp_path: Path, monkeypatch):
     (tmp_path / "heavy").mkdir()
     (tmp_path / "heavy" / "__init__.py").write_text("raise RuntimeError('slow')")

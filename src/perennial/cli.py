@@ -287,9 +287,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PerennialError as exc:
         print(f"perennial: {exc}", file=sys.stderr)
         return exc.exit_code
-    except KeyboardInterrupt:
-        print("perennial: stopped by Ctrl-C", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except OSError as exc:
+        print(f"perennial: {exc.filename or 'a file'}: {exc.strerror or exc}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print("perennial: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -43,4 +43,6 @@ def _tell(target: Path, folder: Path) -> None:
 
 def _name(table: Path) -> str:
     stem = table.name.split(".")[0].lower()
-    return re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:39] or "table"
+    name = re.sub(r"[^a-z0-9]+", "-", stem).strip("-")
+    begins_well = name[:1].isalpha()
+    return (name if begins_well else f"table-{name}").strip("-")[:39]

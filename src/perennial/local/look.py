@@ -151,7 +151,8 @@ def runs(settings: Settings, text: str, *, verbose: bool, as_json: bool) -> int:
     """All pipeline runs, newest first."""
     view = View(settings, text)
     wanted = ("as_of", "state", "version", "passed", "reason", "trigger", "run")
-    rows = [{key: r[key] for key in wanted} for r in reversed(summary.runs(view.entries))]
+    found = reversed(summary.runs(view.entries))
+    rows = [{key: r[key] for key in wanted} | {"as_of": r["as_of"][:10]} for r in found]
     _show(rows, as_json, hidden=() if verbose else ("trigger", "run"))
     return 0
 

@@ -58,7 +58,7 @@ class Client:
     """Sends rows of a table as V2 requests through the edge."""
 
     def __init__(self, edge: str, name: str, contract: Contract, answers: Answers) -> None:
-        self._http = httpx.Client(base_url=edge, timeout=30.0)
+        self._http = httpx.Client(base_url=edge, timeout=30.0, trust_env=False)
         self._path = f"/v2/models/{name}/infer"
         self._contract = contract
         self._answers = answers
@@ -186,8 +186,16 @@ class Replay:
             return False
         if report.is_drift and not report.thin and not self._received(report):
             return False
-        status = httpx.get(f"{self._stack.service_url}/status", timeout=30.0).json()
-        return not status["pending"] and not status["running"]
+        status = self._service_status()
+        return status is not None and not status["pending"] and not status["running"]
+
+    def _service_status(self) -> dict[str, Any] | None:
+        """What the retraining service is at; None while the stack starts it again."""
+        try:
+            answer = httpx.get(f"{self._stack.service_url}/status", timeout=30.0, trust_env=False)
+        except httpx.HTTPError:
+            return None
+        return dict(answer.json()) if answer.status_code == 200 else None
 
     def _received(self, report: DriftReport) -> bool:
         end = report.window_end.isoformat()
@@ -301,9 +309,9 @@ def main(settings: Settings, text: str, *, source: str, until: str, as_json: boo
     started = time.monotonic()
     folder = folders.project_folder(settings, text)
     found = project.load(folder)
-    _announce(console, found, source)
     ours = folders.replay_settings(settings)
     rows, since = _history(found, source, folder, until)
+    _announce(console, found, source)
     _start_afresh(ours, found.name)
     result = _drive(ours, folder, found, source, rows, since, console)
     result.update(source=source or _source_name(found), took_s=round(time.monotonic() - started, 1))
@@ -344,8 +352,17 @@ def _history(
             " set replay.train_until or replay.train_share in its project.yaml"
         )
     end = everything["event_time"].max()
+    if end > pd.Timestamp.now(tz="UTC"):
+        raise BadInput(
+            f"{found.name} has rows up to {end:%Y-%m-%d}, in the future; mend {_clock_key(found)}"
+            " in its project.yaml, or the table"
+        )
     unknown = rows["label_known_at"] > end
     return rows.assign(label=rows["label"].where(~unknown)), since
+
+
+def _clock_key(found: project.Project) -> str:
+    return "time.column" if found.time.column else "time.row_order"
 
 
 def _moment(text: str) -> datetime:

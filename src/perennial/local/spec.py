@@ -2,14 +2,15 @@
 
 import subprocess
 import sys
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from perennial import project
 from perennial.errors import BadInput
 from perennial.local import folders
-from perennial.retrain import launchers
+from perennial.retrain import launchers, runs
 from perennial.settings import Settings
+from perennial.store.engine import make_engine
 
 SPEC = Path("pipelines") / "training.yaml"
 
@@ -25,15 +26,18 @@ def run_once(settings: Settings, text: str, *, source: str, as_of: str) -> int:
     folder = folders.project_folder(settings, text)
     found = project.load(folder)
     launcher = launchers.LocalLauncher(settings, settings.root / SPEC)
-    stamp = datetime.now().strftime("%Y%m%dT%H%M%S")
-    result = launcher.run(
-        launchers.RunRequest(
-            project=folder, source=source, as_of=_moment(as_of), trigger=f"by hand {stamp}"
-        ),
-        progress=print,
-    )
-    print(f"{found.name}: run {result.state}: {result.reason}")
-    return 0
+    moment = _moment(as_of)
+    trigger = f"by hand {datetime.now(UTC):%Y%m%dT%H%M%S}"
+
+    def launch(as_of: datetime, trigger: str) -> launchers.RunResult:
+        request = launchers.RunRequest(project=folder, source=source, as_of=moment, trigger=trigger)
+        return launcher.run(request, progress=print)
+
+    engine = make_engine(settings.state(found.name).url)
+    exclusive = runs.Runs(found.name, engine, launch, lambda: datetime.now(UTC))
+    told = exclusive.once(trigger, moment or datetime.now(UTC))
+    print(f"{found.name}: {told}")
+    return 4 if told.startswith("failed") else 0
 
 
 def _moment(text: str) -> datetime | None:

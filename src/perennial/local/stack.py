@@ -225,7 +225,10 @@ class Stack:
         if self._children.ended(SERVICE):
             raise Unavailable(f"the retraining service ended: {self._children.ended(SERVICE)}")
         try:
-            return httpx.get(f"{self.service_url}/healthz", timeout=5).status_code == 200
+            return (
+                httpx.get(f"{self.service_url}/healthz", timeout=5, trust_env=False).status_code
+                == 200
+            )
         except httpx.HTTPError:
             return False
 

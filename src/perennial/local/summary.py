@@ -10,6 +10,9 @@ import numpy as np
 from perennial.ledger import Entry
 from perennial.records import DriftReport
 
+RESAMPLES = 200
+RESAMPLE_SEED = 7
+
 
 @dataclass(frozen=True)
 class WindowResult:
@@ -56,15 +59,35 @@ def window_row(window: WindowResult, event: bool) -> dict[str, Any]:
 
 
 def pooled(windows: Sequence[WindowResult]) -> dict[str, Any]:
-    """AUC over all labelled rows of the replay, frozen and kept fresh."""
-    if not windows:
-        return {"auc_frozen": None, "auc_fresh": None, "rows": 0}
-    labels = np.concatenate([w.labels for w in windows])
+    """AUC over all labelled rows of the replay, frozen and kept fresh, and the interval of gain."""
+    labels, frozen, fresh = (
+        np.concatenate([getattr(w, name) for w in windows])
+        for name in ("labels", "frozen", "fresh")
+    )
+    known = ~np.isnan(labels) & ~np.isnan(fresh)
     return {
-        "auc_frozen": auc(labels, np.concatenate([w.frozen for w in windows])),
-        "auc_fresh": auc(labels, np.concatenate([w.fresh for w in windows])),
-        "rows": int((~np.isnan(labels)).sum()),
+        "auc_frozen": auc(labels[known], frozen[known]),
+        "auc_fresh": auc(labels[known], fresh[known]),
+        "rows": int(known.sum()),
+        "gain_interval": gain_interval(labels[known], frozen[known], fresh[known]),
     }
+
+
+def gain_interval(
+    labels: np.ndarray, frozen: np.ndarray, fresh: np.ndarray
+) -> tuple[float, float] | None:
+    """95 % interval of AUC gained, by a paired bootstrap of rows (Efron, percentile)."""
+    if auc(labels, fresh) is None:
+        return None
+    rng = np.random.default_rng(RESAMPLE_SEED)
+    gains = []
+    for _ in range(RESAMPLES):
+        rows = rng.integers(0, len(labels), len(labels))
+        ours, theirs = auc(labels[rows], fresh[rows]), auc(labels[rows], frozen[rows])
+        if ours is not None and theirs is not None:
+            gains.append(ours - theirs)
+    low, high = np.quantile(gains, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def decisions(entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -150,5 +173,7 @@ def answer(summary: dict[str, Any]) -> str:
     gain = f"AUC {fresh:.3f} kept fresh against {frozen:.3f} frozen over {rows:,} labelled rows"
     if not promoted:
         return f"No: {tried} candidate(s) were tried and none earned its place ({gain})."
-    verdict = "Yes" if fresh > frozen else "No"
-    return f"{verdict}: {gain}, with {len(promoted)} of {tried} candidate(s) promoted."
+    low, high = summary["pooled"]["gain_interval"]
+    verdict = "Yes" if low > 0 else "No" if high < 0 else "Not clearly"
+    spread = f"gain {low:+.3f} to {high:+.3f}"
+    return f"{verdict}: {gain} ({spread}), with {len(promoted)} of {tried} candidate(s) promoted."

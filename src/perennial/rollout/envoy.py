@@ -27,7 +27,9 @@ class EnvoyTraffic:
         self._folder = folder
         self._model = model
         self._edge_port = edge_port
-        self._admin = httpx.Client(base_url=f"http://{edge.LOOPBACK}:{admin_port}", timeout=APPLY_S)
+        self._admin = httpx.Client(
+            base_url=f"http://{edge.LOOPBACK}:{admin_port}", timeout=APPLY_S, trust_env=False
+        )
         self._admin_port = admin_port
         self._revisions: dict[str, edge.Ports] = {}
         self._weights: dict[str, int] = {}

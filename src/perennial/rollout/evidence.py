@@ -67,7 +67,7 @@ class EnvoyEvidence:
     """Evidence from the edge's admin port and from each revision's own metrics page."""
 
     def __init__(self, admin_url: str, model: str, metrics_url: Callable[[str], str]) -> None:
-        self._http = httpx.Client(timeout=TIMEOUT_S)
+        self._http = httpx.Client(timeout=TIMEOUT_S, trust_env=False)
         self._admin_url = admin_url
         self._model = model
         self._metrics_url = metrics_url

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from perennial.serving.wire import Answer, Ask, Refused
 
 EVENT_TIME = "event_time"
 _YEARS = (1970, 2199)
+_AHEAD = timedelta(minutes=5)
 _FORWARDED = ("x-request-id", "traceparent")
 _CONNECTIONS = 64
 
@@ -97,6 +98,9 @@ def event_time(ask: Ask, now: Callable[[], datetime]) -> datetime:
             f"parameters.{EVENT_TIME} is {ascii(str(given)[:64])},"
             " wanted a time such as 2011-06-01T12:00:00+00:00"
         )
+    # Windows and cooldown follow this time: a far one would silence both for years.
+    if moment > now() + _AHEAD:
+        raise BadInput(f"parameters.{EVENT_TIME} lies in the future, wanted at most now")
     return moment
 
 

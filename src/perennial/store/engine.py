@@ -7,7 +7,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DatabaseError
 
+from perennial.errors import Unavailable
 from perennial.store import tables
 
 BUSY_S = 30
@@ -24,7 +26,13 @@ def make_engine(url: str) -> Engine:
     engine = create_engine(address, connect_args={"timeout": BUSY_S})
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
-    _create_tables(engine)
+    try:
+        _create_tables(engine)
+    except DatabaseError as exc:
+        raise Unavailable(
+            f"{address.database} cannot be used as the state database: {exc.orig}; if it is"
+            " damaged, move it away and begin anew"
+        ) from exc
     return engine
 
 
