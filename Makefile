@@ -70,7 +70,7 @@ peers: .venv-peers/.ready ## Make the third environment, with neighbours to comp
 
 clean: ## Remove environments, caches and the state of all projects here
 	@rm -rf .venv .venv-runtime .venv-peers .tools build dist .perennial
-	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf mlruns .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 announce:
 	@if [ -e .venv/.ready ] && [ -e .venv-runtime/.ready ]; then exit 0; fi; \
