@@ -23,7 +23,7 @@ Measured by `make bench` on one machine, newest first. Targets are for 2 cores.
 def main() -> int:
     """Run the benches asked for; exit 1 if a target was missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("only", nargs="*", help="startup, retraining, loop, latency (default: all)")
+    parser.add_argument("only", nargs="*", help="startup, retraining, loop, nothing, latency")
     only = parser.parse_args().only
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as scratch:
         benches = _benches(Path(sys.executable).parent, Path(scratch))
@@ -43,6 +43,7 @@ def _benches(bin_folder: Path, scratch: Path) -> dict[str, Callable[[], list[Fig
         "startup": lambda: startup.figures(bin_folder),
         "retraining": lambda: whole.retraining(bin_folder, scratch / "retraining", data),
         "loop": lambda: whole.loop(scratch / "loop"),
+        "nothing": lambda: whole.nothing(scratch / "nothing"),
         "latency": lambda: latency.figures(bin_folder, scratch / "latency"),
     }
 

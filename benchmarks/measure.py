@@ -37,13 +37,15 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, "PERENNIAL_HOME": str(home), "PERENNIAL_EDGE_PORT": "0"}
 
 
-def run(command: Sequence[str], home: Path) -> Run:
-    """Run to the end; memory is the proportional set size of all processes of this home."""
+def run(
+    command: Sequence[str], home: Path, root: Path = ROOT, more: Mapping[str, str] | None = None
+) -> Run:
+    """Run to the end in ``root``; memory is the proportional set size of this home's processes."""
     started = time.monotonic()
     with subprocess.Popen(
         command,
-        cwd=ROOT,
-        env=environment(home),
+        cwd=root,
+        env={**environment(home), **(more or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,11 +1,12 @@
 """How long do one retraining and the whole loop take, and how much memory?"""
 
 import json
+import subprocess
 from pathlib import Path
 
-from benchmarks.measure import Figure, Run, run
+from benchmarks.measure import ROOT, Figure, Run, run
 
-RETRAINING_S, LOOP_S, LOOP_MB = 150.0, 360.0, 4096.0
+RETRAINING_S, LOOP_S, NOTHING_S, LOOP_MB = 150.0, 360.0, 600.0, 4096.0
 
 
 def loop(home: Path) -> list[Figure]:
@@ -29,6 +30,19 @@ def loop(home: Path) -> list[Figure]:
             done.peak_mb <= LOOP_MB,
         ),
     ]
+
+
+def nothing(scratch: Path) -> list[Figure]:
+    """`make loop` in a fresh clone with an empty HOME, so with no package cache either."""
+    what = "`make loop` from nothing: fresh clone, empty HOME"
+    clone, home = scratch / "clone", scratch / "home"
+    home.mkdir(parents=True)
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    done = run(["make", "-s", "loop"], scratch / "state", clone, {"HOME": str(home)})
+    if done.code:
+        return [_broken(what, done)]
+    took, kept = f"{done.took_s:.0f} s", done.took_s <= NOTHING_S
+    return [Figure(what, took, f"<= {NOTHING_S:.0f} s", kept)]
 
 
 def retraining(bin_folder: Path, home: Path, data: Path) -> list[Figure]:

@@ -4,11 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from perennial import cli
+from perennial.local import spec
+from perennial.retrain import launchers
+from perennial.store import lease
+from perennial.store.engine import make_engine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -95,3 +100,20 @@ def test_the_schema_of_a_project_is_json():
     done = perennial(ROOT, "project", "schema")
 
     assert "label" in json.loads(done.stdout)["properties"]
+
+
+def test_a_run_by_hand_holds_the_lease_so_that_one_run_goes_on_at_a_time(settings, monkeypatch):
+    held = []
+
+    class Launcher:
+        def __init__(self, *_: object) -> None: ...
+
+        def run(self, request: launchers.RunRequest, progress: object) -> launchers.RunResult:
+            engine = make_engine(settings.state("retail").url)
+            held.append(lease.holder(engine, "run:retail", time.time()))
+            return launchers.RunResult(run="r1", state="succeeded", reason="fine")
+
+    monkeypatch.setattr(spec.launchers, "LocalLauncher", Launcher)
+
+    assert spec.run_once(settings, "examples/retail", source="", as_of="2011-06-06") == 0
+    assert held and held[0] is not None
