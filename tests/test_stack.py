@@ -308,7 +308,10 @@ def test_a_canary_whose_server_is_killed_costs_no_request_and_is_rolled_back(run
 
 def test_nothing_is_left_of_a_stack_that_was_stopped(running):
     table = json.loads((running.state.stack / processes.PIDS).read_text())["children"]
-    left = [processes.Process(**at) for at in table.values()]
+    children = {name: processes.Process(**at) for name, at in table.items()}
+    # The one that told MLflow of the last promotion ends by itself, at a moment of its own.
+    left = [p for name, p in children.items() if name != stacks.ALIAS]
+    assert len(left) >= 4, "the edge, the service, a predictor and its transformer"
     assert all(p.is_alive for p in left)
 
     running.stop()
