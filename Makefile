@@ -52,6 +52,7 @@ format: env ## Format the code and mend what the linter can mend
 lock: .venv/.ready ## Resolve all environments anew into locks/ (with hashes, without hosts)
 	@$(UV) lock -q --upgrade --python $(PY)
 	@$(EXPORT) --extra core -o locks/core.txt
+	@$(EXPORT) --extra core --no-default-groups -o locks/image.txt
 	@$(EXPORT) --extra runtime --no-default-groups -o locks/runtime.txt
 	@$(COMPILE) --upgrade locks/tools.in -o locks/tools.txt
 	@$(COMPILE) --upgrade locks/peers.in -o locks/peers.txt
