@@ -5,10 +5,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from perennial import __version__
 from perennial.errors import many
 
 PREFIX = "PERENNIAL_"
@@ -94,6 +95,41 @@ class Settings(BaseModel):
         int, Field(ge=0, le=65535, description="Port of the Envoy edge; 0 means any free one.")
     ] = 8080
     log_level: Annotated[str, Field(description="Level of the log: DEBUG, INFO, WARNING.")] = "INFO"
+    state_url: Annotated[
+        str,
+        Field(
+            description="SQLAlchemy URL of the state database, such as postgresql+psycopg://...;"
+            " empty means SQLite in the state folder."
+        ),
+    ] = ""
+    artifacts: Annotated[
+        str,
+        Field(
+            description="URI of a folder (s3://bucket/prefix) for bundles, segments and records of"
+            " runs; empty means the state folder."
+        ),
+    ] = ""
+    event_key: Annotated[
+        Path | None,
+        Field(description="File with the key that signs drift events; none means our own one."),
+    ] = None
+    launcher: Annotated[
+        Literal["local", "job", "kfp"],
+        Field(description="Who runs pipelines: this machine, a Kubernetes Job, a KFP backend."),
+    ] = "local"
+    namespace: Annotated[
+        str, Field(description="Kubernetes namespace; empty means the pod's or the kubeconfig's.")
+    ] = ""
+    deployment_mode: Annotated[
+        Literal["Knative", "Standard"],
+        Field(description="How KServe deploys on a cluster; each InferenceService is told so."),
+    ] = "Knative"
+    image: Annotated[
+        str, Field(description="Image of the core environment: steps, Jobs, operator.")
+    ] = f"perennial:{__version__}-python3.11"
+    serving_image: Annotated[
+        str, Field(description="Image of the runtime environment: predictor and transformer.")
+    ] = f"perennial-serving:{__version__}-python3.11"
     code_commit: Annotated[
         str, Field(description="Commit of the code, where there is no git checkout to ask.")
     ] = ""
