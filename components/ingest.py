@@ -13,7 +13,7 @@ def ingest(
     from perennial.steps import context
     from perennial.steps import ingest as step
 
-    with context.opened("ingest", project, run) as ctx:
+    with context.opened("ingest", project, run, trigger) as ctx:
         taken = step.ingest(
             ctx.settings,
             ctx.project,

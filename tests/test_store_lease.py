@@ -87,3 +87,44 @@ def test_eight_contenders_never_hold_a_lease_together(engine: Engine):
     assert overlaps == []
     assert fences == sorted(set(fences))
     assert len(fences) >= 20
+
+
+def test_steps_of_one_run_hold_its_lease_by_name_and_nobody_else_gets_it(engine: Engine):
+    first = lease.hold(engine, "run", "run-1", ttl_s=10, now=100.0)
+    again = lease.hold(engine, "run", "run-1", ttl_s=10, now=105.0)
+    refused = lease.hold(engine, "run", "run-2", ttl_s=10, now=114.0)
+    lease.let_go(engine, "run", "run-2")
+    seen = lease.holder(engine, "run", now=114.0)
+    lease.let_go(engine, "run", "run-1")
+    free = lease.hold(engine, "run", "run-2", ttl_s=10, now=114.0)
+
+    assert (first, again, refused, seen, free) == ("run-1", "run-1", "run-1", "run-1", "run-2")
+
+
+def test_a_lease_that_is_held_by_name_is_lost_when_its_time_is_over(engine: Engine):
+    lease.hold(engine, "run", "dead", ttl_s=10, now=100.0)
+
+    assert lease.hold(engine, "run", "run-2", ttl_s=10, now=110.0) == "run-2"
+    assert lease.acquire(engine, "run", "late", ttl_s=10, now=111.0) is None
+
+
+def test_one_process_leads_and_the_next_takes_over_when_it_falls_silent(engine: Engine):
+    clock = [100.0]
+    one, two = (lease.Leader(engine, "work", n, 15.0, lambda: clock[0]) for n in ("a", "b"))
+
+    begun = one.leads(), two.leads()
+    clock[0] = 110.0
+    kept = one.leads(), two.leads()
+    clock[0] = 126.0  # the first renewed at 110 and was silent since
+    taken = two.leads(), one.leads()
+
+    assert (begun, kept, taken) == ((True, False), (True, False), (True, False))
+
+
+def test_a_leader_that_resigns_is_followed_at_once(engine: Engine):
+    one, two = (lease.Leader(engine, "work", n, 15.0, lambda: 100.0) for n in ("a", "b"))
+    one.leads()
+
+    one.resign()
+
+    assert (two.leads(), one.leads()) == (True, False)

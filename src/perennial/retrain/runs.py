@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from perennial.errors import PerennialError, Unavailable
 from perennial.ledger import Entry, Ledger
+from perennial.steps.context import lease_of_runs
 from perennial.store import lease
 
 log = logging.getLogger(__name__)
@@ -66,15 +67,18 @@ class Runs:
         clock: Callable[[], datetime],
         *,
         cancel: Callable[[], None] | None = None,
+        outlives: bool = False,
         lease_s: float = 20.0,
     ) -> None:
+        """``outlives`` says that runs go on without this process, and are found again."""
         self._project = project
         self._engine = engine
         self._ledger = Ledger(engine)
         self._launch = launch
         self._clock = clock
         self._cancel = cancel
-        self._lease = f"run:{project}"
+        self._outlives = outlives
+        self._lease = lease_of_runs(project)
         self._lease_s = lease_s
         self._stopping = threading.Event()
         self.running = False
@@ -101,12 +105,16 @@ class Runs:
     def once(self, trigger: str, as_of: datetime) -> str:
         """Run the pipeline for a trigger, unless it was; says how it ended.
 
-        A run that an earlier process did not see the end of is lost, and made anew.
+        A run that an earlier process did not see the end of is waited for where it outlived that
+        process; else it is lost, and made anew.
         """
-        with self._exclusively():
+        with self._exclusively(trigger):
             starts = self._starts(trigger)
             ends = self._ends(starts)
-            for run in [r for r in starts if r not in ends]:
+            under_way = [r for r in starts if r not in ends]
+            if under_way and self._outlives:
+                return self._run(trigger, as_of)
+            for run in under_way:
                 self._finish(run, LOST, "the service ended while it ran")
             done = [end for end in ends.values() if end.body["state"] != LOST]
             if done:
@@ -155,9 +163,9 @@ class Runs:
         )
 
     @contextmanager
-    def _exclusively(self) -> Iterator[None]:
+    def _exclusively(self, trigger: str) -> Iterator[None]:
         """Hold the lease of runs, renewed by a thread for as long as the block takes."""
-        fence = self._acquire()
+        fence = self._acquire(trigger)
         over = threading.Event()
         keeper = threading.Thread(target=self._renew, args=(fence, over), daemon=True)
         keeper.start()
@@ -168,12 +176,11 @@ class Runs:
             keeper.join()
             lease.release(self._engine, self._lease, fence)
 
-    def _acquire(self) -> int:
+    def _acquire(self, trigger: str) -> int:
         while True:
             self._refuse_when_stopping()
-            fence = lease.acquire(
-                self._engine, self._lease, "retraining service", self._lease_s, self._now()
-            )
+            # The first step of the run knows by this name that the lease is held for it.
+            fence = lease.acquire(self._engine, self._lease, trigger, self._lease_s, self._now())
             if fence is not None:
                 return fence
             self._stopping.wait(_POLL_S)

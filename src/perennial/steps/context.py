@@ -11,15 +11,16 @@ from typing import Any, Protocol
 from sqlalchemy import Engine
 
 from perennial import project as projects
-from perennial.errors import BadInput
+from perennial.errors import BadInput, RunFailed
 from perennial.ledger import Ledger
 from perennial.project import Project
 from perennial.settings import Settings, StateFolder
-from perennial.store import files
+from perennial.store import files, lease
 from perennial.store.engine import make_engine
 
 FAILED = "step.failed"  # ledger kind: {run, step, reason}; the exit handler tells it again
 LOCK = Path("locks") / "core.txt"
+STEP_S = 3600.0  # longest time that a step may take before its run counts as gone
 CODE = ("src", "components", "pipelines", "feature_repo")
 
 
@@ -45,16 +46,22 @@ class Context:
 
 
 @contextmanager
-def opened(step: str, project: str, run: str) -> Iterator[Context]:
-    """Open what a step needs; an error inside is written to the ledger under the step's name."""
+def opened(step: str, project: str, run: str, trigger: str = "") -> Iterator[Context]:
+    """Open what a step needs; an error inside is written to the ledger under the step's name.
+
+    The first step gives its ``trigger`` and so takes the lease of runs, unless who started the
+    run holds it already. Raises RunFailed while another run goes on.
+    """
     settings = Settings.load()
-    folder = find(settings, project)
-    found = projects.load(folder)
+    where = find(settings, project)
+    found = projects.load(where)
+    folder = where if where.is_dir() else where.parent
     state = settings.state(found.name)
     engine = make_engine(state.url)
     ledger = Ledger(engine)
     now = datetime.now(UTC)
     try:
+        _hold(engine, found.name, run, trigger, now)
         yield Context(settings, found, folder, state, engine, ledger, run, now)
     except Exception as exc:
         body = {"run": run, "step": step, "reason": reason(exc)}
@@ -64,13 +71,32 @@ def opened(step: str, project: str, run: str) -> Iterator[Context]:
         engine.dispose()
 
 
+def lease_of_runs(project: str) -> str:
+    """Name of the lease that lets one run of a project go on at a time."""
+    return f"run:{project}"
+
+
+def _hold(engine: Engine, project: str, run: str, trigger: str, now: datetime) -> None:
+    """Take the lease in the first step, keep it in the later ones."""
+    name, moment = lease_of_runs(project), now.timestamp()
+    held = lease.holder(engine, name, moment)
+    # Whoever started this run may hold the lease for it, under the name of the trigger.
+    if held == trigger or (not trigger and held != run):
+        return
+    other = lease.hold(engine, name, run, STEP_S, moment)
+    if other != run:
+        raise RunFailed(f"another run of {project} goes on ({other}); start this one when it ended")
+
+
 def find(settings: Settings, project: str) -> Path:
-    """The project folder that ``project`` names: as it stands, or below the root."""
+    """The project that ``project`` names, here or below the root: a folder or a YAML file."""
     for base in (Path.cwd(), settings.root):
         candidate = (base / project).resolve()
         folder = candidate.parent if candidate.name == "project.yaml" else candidate
         if (folder / "project.yaml").is_file():
             return folder
+        if candidate.suffix == ".yaml" and candidate.is_file():
+            return candidate
     raise BadInput(f"no project.yaml in {project!r}, here or below {settings.root}")
 
 

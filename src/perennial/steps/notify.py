@@ -1,6 +1,7 @@
 """How did a run end, and why?"""
 
-from perennial.steps.context import FAILED, Context
+from perennial.steps.context import FAILED, Context, lease_of_runs
+from perennial.store import lease
 
 # kfp.local says SUCCEEDED, a backend COMPLETE; after a time-out a backend still says RUNNING.
 SUCCESS = ("SUCCEEDED", "COMPLETE")
@@ -17,6 +18,7 @@ def notify(ctx: Context, status: str, message: str) -> str:
         body={"run": ctx.run, "state": state, "reason": reason or f"ended as {status}"},
         now=ctx.now,
     )
+    lease.let_go(ctx.engine, lease_of_runs(ctx.project.name), ctx.run)
     return state
 
 

@@ -1,5 +1,8 @@
 """Who may do exclusive work now: one row a name, with a number that only ever grows."""
 
+import math
+from collections.abc import Callable
+
 from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 
 from perennial.store.engine import reading
@@ -37,6 +40,29 @@ def release(engine: Engine, name: str, fence: int) -> None:
             _set(connection, name, expires=0.0)
 
 
+def hold(engine: Engine, name: str, holder: str, ttl_s: float, now: float) -> str:
+    """Take a lease, or hold on to it for longer, by the holder's name; gives who has it then."""
+    with engine.begin() as connection:
+        row = _row(connection, name)
+        if row is None:
+            values = {"name": name, "holder": holder, "fence": 1, "expires": now + ttl_s}
+            connection.execute(insert(leases).values(values))
+            return holder
+        if row["expires"] > now and row["holder"] != holder:
+            return str(row["holder"])
+        fence = int(row["fence"]) + (row["holder"] != holder)
+        _set(connection, name, holder=holder, fence=fence, expires=now + ttl_s)
+        return holder
+
+
+def let_go(engine: Engine, name: str, holder: str) -> None:
+    """Give back what ``hold`` took; nothing happens when it is no longer ours."""
+    with engine.begin() as connection:
+        row = _row(connection, name)
+        if row is not None and row["holder"] == holder:
+            _set(connection, name, expires=0.0)
+
+
 def holder(engine: Engine, name: str, now: float) -> str | None:
     """Who holds the lease now, None when it is free."""
     with reading(engine) as connection:
@@ -55,3 +81,36 @@ def _row(connection: Connection, name: str) -> RowMapping | None:
 
 def _set(connection: Connection, name: str, **values: object) -> None:
     connection.execute(update(leases).where(leases.c.name == name).values(**values))
+
+
+class Leader:
+    """One of several like processes does the work; another takes over when it falls silent."""
+
+    def __init__(
+        self, engine: Engine, name: str, holder: str, ttl_s: float, clock: Callable[[], float]
+    ) -> None:
+        self._engine = engine
+        self._name = name
+        self._holder = holder
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._fence: int | None = None
+        self._sure_until = -math.inf
+
+    def leads(self) -> bool:
+        """Is this process the one, for at least the next third of the lease?"""
+        now = self._clock()
+        if self._fence is not None and now < self._sure_until:
+            return True
+        if self._fence is None or not renew(
+            self._engine, self._name, self._fence, self._ttl_s, now
+        ):
+            self._fence = acquire(self._engine, self._name, self._holder, self._ttl_s, now)
+        self._sure_until = now + self._ttl_s / 3
+        return self._fence is not None
+
+    def resign(self) -> None:
+        """Let another process begin at once."""
+        if self._fence is not None:
+            release(self._engine, self._name, self._fence)
+            self._fence = None
