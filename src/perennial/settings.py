@@ -94,6 +94,13 @@ class Settings(BaseModel):
     edge_port: Annotated[
         int, Field(ge=0, le=65535, description="Port of the Envoy edge; 0 means any free one.")
     ] = 8080
+    edge_url: Annotated[
+        str,
+        Field(description="Where models answer, for notebooks; empty means this machine's edge."),
+    ] = ""
+    edge_host: Annotated[
+        str, Field(description="Host header that a notebook sends there; empty means none.")
+    ] = ""
     log_level: Annotated[str, Field(description="Level of the log: DEBUG, INFO, WARNING.")] = "INFO"
     state_url: Annotated[
         str,

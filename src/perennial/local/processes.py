@@ -165,7 +165,7 @@ class Children:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **env},
                 process_group=0,
-                preexec_fn=_end_with(os.getpid()),
+                preexec_fn=end_with(os.getpid()),
             )
 
     def _write(self) -> None:
@@ -298,7 +298,7 @@ def _ticks(pid: int) -> int:
     return 0 if state in "ZX" else int(rest[18])
 
 
-def _end_with(parent: int) -> Callable[[], None]:
+def end_with(parent: int) -> Callable[[], None]:
     """What a child does before its program begins: ask the kernel to end it with its parent."""
 
     def prepare() -> None:
