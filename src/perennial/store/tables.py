@@ -16,7 +16,7 @@ from sqlalchemy import (
 )
 
 # Raised by hand with each change of the tables; SQLite keeps it as user_version.
-SCHEMA = 1
+SCHEMA = 2
 
 metadata = MetaData()
 
@@ -102,6 +102,15 @@ serving = Table(
     Column("seq", Integer, primary_key=True),
     Column("project", Text, nullable=False, index=True),
     Column("rollout_id", Integer, nullable=False),
+)
+
+edge_files = Table(
+    "edge_files",
+    metadata,
+    Column("project", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("version", Text, nullable=False),
+    Column("body", Text, nullable=False),
 )
 
 
