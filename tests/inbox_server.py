@@ -81,8 +81,8 @@ def main(url: str, port: int, key: bytes, naive: bool) -> None:
     inbox = NaiveInbox() if naive else Inbox(engine)
     runs = Runs("churn", engine, SlowLauncher(Ledger(engine)), now, lease_s=0.2)
     worker = Worker(loop.project(), engine, inbox, runs, loop.drifted_up_to, now)  # type: ignore[arg-type]
-    server = service.listen(port)
-    service.serve(service.Service("churn", inbox, worker, key, now), worker, server)
+    server = service.listen(service.HOST, port)
+    service.serve(service.Service(inbox, {"churn": worker}, key, now), [worker], server)
 
 
 def prepare(folder: Path) -> str:

@@ -53,7 +53,7 @@ def worker(engine: Engine, inbox: Inbox) -> Worker:
 
 @pytest.fixture
 def client(inbox: Inbox, worker: Worker) -> Iterator[TestClient]:
-    app = service.Service("churn", inbox, worker, KEY, lambda: NOW).app()
+    app = service.Service(inbox, {"churn": worker}, KEY, lambda: NOW).app()
     with TestClient(app) as client:
         yield client
 
@@ -176,7 +176,7 @@ def test_an_event_that_the_disk_does_not_take_is_not_acknowledged(worker: Worker
         def put(self, event: Event) -> bool:
             raise Unavailable("the inbox cannot be written now; send the event again")
 
-    app = service.Service("churn", FullDisk(), worker, KEY, lambda: NOW).app()
+    app = service.Service(FullDisk(), {"churn": worker}, KEY, lambda: NOW).app()
     with TestClient(app) as client:
         answer = post(client, loop.event(0, NOW))
 
@@ -188,9 +188,9 @@ def test_the_status_tells_what_waits_and_what_was_decided(
     client: TestClient, worker: Worker, inbox: Inbox
 ):
     post(client, loop.event(0, NOW))
-    before = client.get("/status").json()
+    before = client.get("/status").json()["churn"]
     worker.step()
-    after = client.get("/status").json()
+    after = client.get("/status").json()["churn"]
 
     assert before == {"pending": 1, "running": False, "last_decided": None, "failed": []}
     assert after == {
@@ -199,6 +199,80 @@ def test_the_status_tells_what_waits_and_what_was_decided(
         "last_decided": "2011-05-09T00:00:00+00:00",
         "failed": [],
     }
+
+
+def test_a_timer_makes_the_worker_look_again_at_what_had_to_wait(
+    client: TestClient, worker: Worker, inbox: Inbox, engine: Engine
+):
+    for _ in range(3):
+        assert client.post("/schedule", content=b"{}").status_code == 202
+    waiting = [event.type for _, event in inbox.pending()]
+    worker.step()
+
+    assert waiting == [events.SCHEDULE], "a flood within a minute is one"
+    told = Ledger(engine).entries("churn", "decision")
+    assert [e.body["action"] for e in told] == ["retrain"]
+    assert [e.body["source"] for e in told] == ["schedule"]
+
+
+def test_an_event_that_came_too_late_is_written_down_once(client: TestClient, engine: Engine):
+    late = loop.event(0, NOW - timedelta(hours=2))
+    headers, body = events.to_http(late, KEY)
+
+    answers = [client.post("/dead", headers=headers, content=body).status_code for _ in range(2)]
+
+    assert answers == [202, 202]
+    told = Ledger(engine).entries("churn", "event.undelivered")
+    assert [e.subject for e in told] == [late.id]
+
+
+def test_a_dead_letter_without_our_signature_is_refused(client: TestClient, engine: Engine):
+    headers, body = events.to_http(loop.event(0, NOW), b"x" * 32)
+
+    assert client.post("/dead", headers=headers, content=body).status_code == 401
+    assert Ledger(engine).entries("churn", "event.undelivered") == []
+
+
+def test_an_event_may_be_as_old_as_the_broker_is_slow(inbox: Inbox, worker: Worker):
+    hour = timedelta(hours=1)
+    app = service.Service(inbox, {"churn": worker}, KEY, lambda: NOW, hour).app()
+    with TestClient(app) as client:
+        answers = [post(client, loop.event(n, NOW - hour * n)).status_code for n in (1, 2)]
+
+    assert answers == [202, 401]
+
+
+def test_one_service_keeps_the_events_of_several_projects_apart(
+    inbox: Inbox, worker: Worker, engine: Engine
+):
+    other = Worker(
+        loop.project().model_copy(update={"name": "bank"}),
+        engine,
+        Inbox(engine, "bank"),
+        Runs("bank", engine, loop.FakeLauncher(Ledger(engine)), lambda: NOW),
+        loop.drifted_up_to,
+        lambda: NOW,
+    )
+    app = service.Service(inbox, {"churn": worker, "bank": other}, KEY, lambda: NOW).app()
+    with TestClient(app) as client:
+        post(client, replace(loop.event(0, NOW), subject="bank"))
+        told = client.get("/status").json()
+        stranger = post(client, replace(loop.event(0, NOW), subject="elec"))
+
+    assert told["bank"]["pending"] == 1
+    assert Inbox(engine, "churn").pending() == []
+    assert stranger.status_code == 400
+    assert "wanted churn or bank" in stranger.json()["error"]
+
+
+def test_others_reach_the_service_only_with_a_key_that_they_know(tmp_path: Path):
+    command = [sys.executable, "-m", "perennial.retrain.service", "--host", "0.0.0.0"]
+    command += ["--project", "examples/retail", "--port", "0"]
+    ours = {**os.environ, "PERENNIAL_HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=ours, check=False)
+
+    assert done.returncode == 2
+    assert "set PERENNIAL_EVENT_KEY" in done.stderr
 
 
 def test_a_service_whose_worker_is_gone_is_not_healthy(client: TestClient, worker: Worker):
@@ -224,15 +298,15 @@ def test_an_event_is_handled_soon_after_it_was_acknowledged(
 
 
 def test_a_port_that_is_taken_is_told_with_the_remedy():
-    with service.listen(0) as taken:
+    with service.listen(service.HOST, 0) as taken:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(Unavailable, match=f"port {port} is not free .*; give another --port"):
-            service.listen(port)
+            service.listen(service.HOST, port)
 
 
 def test_only_this_machine_reaches_the_service():
-    with service.listen(0) as server:
+    with service.listen(service.HOST, 0) as server:
         assert server.getsockname()[0] == "127.0.0.1"
 
 
@@ -314,7 +388,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_command_serves_a_project_until_sigterm(folder: Path):
-    with service.listen(0) as free:
+    with service.listen(service.HOST, 0) as free:
         port = free.getsockname()[1]
     child = run_main("--project", str(folder), "--port", str(port), home=folder)
     wait_for(port)
@@ -332,7 +406,7 @@ def test_the_command_serves_a_project_until_sigterm(folder: Path):
 
 @pytest.mark.parametrize("fault", ["project", "port"])
 def test_the_command_tells_in_one_line_what_is_wrong_with_its(folder: Path, fault: str):
-    with service.listen(0) as taken:
+    with service.listen(service.HOST, 0) as taken:
         taken.listen()
         port = taken.getsockname()[1] if fault == "port" else 0
         project = folder if fault == "port" else folder / "nowhere"

@@ -438,3 +438,36 @@ def test_labels_of_transactions_are_known_after_the_horizon():
 
     assert workers.label_delay(table) == timedelta(0)
     assert workers.label_delay(churn) == timedelta(days=60)
+
+
+def test_of_two_copies_only_the_one_whose_turn_it_is_handles_events(
+    engine: Engine, inbox: Inbox, launcher: loop.FakeLauncher
+):
+    loop.serve(engine)
+    turns = [False, True]
+    copies = []
+    for mine in turns:
+        runs = Runs("churn", engine, launcher, now, lease_s=0.3)
+        copies.append(
+            workers.Worker(
+                loop.project(), engine, inbox, runs, loop.drifted_up_to, now, lambda mine=mine: mine
+            )
+        )
+    inbox.put(loop.event(0))
+
+    assert [copy.step() for copy in copies] == [False, True]
+    assert len(launcher.launched) == 1
+
+
+def test_a_run_that_outlived_its_service_is_waited_for_and_not_lost(
+    engine: Engine, ledger: Ledger, launcher: loop.FakeLauncher
+):
+    launcher.began("run-0", loop.START, "event-1")
+    runs = Runs("churn", engine, launcher, now, outlives=True, lease_s=0.3)
+
+    told = runs.once("event-1", loop.START)
+
+    assert launcher.launched == [(loop.START, "event-1")], "the launcher finds it by its key"
+    assert told == "succeeded"
+    ends = {e.subject: e.body["state"] for e in ledger.entries("churn", "run.finished")}
+    assert ends["run-0"] == "succeeded"

@@ -18,6 +18,7 @@ from perennial.errors import BadInput, many
 from perennial.records import DriftReport, Event
 
 DRIFT = "dev.perennial.drift.detected"
+SCHEDULE = "dev.perennial.schedule"
 STRUCTURED = "application/cloudevents+json"
 _REQUIRED = ("id", "source", "type", "subject", "time")
 _PRINTABLE = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,254}[\x21-\x7e])?")
@@ -48,6 +49,17 @@ def drift_event(report: DriftReport, project: str, source: str, now: datetime) -
     }
     name = _name(project, report.model_digest, start)
     return Event(id=name, source=source, type=DRIFT, subject=project, time=now, data=data)
+
+
+def schedule_event(project: str, now: datetime) -> Event:
+    """It is time to look again at what was decided; the same moment has the same id."""
+    return Event(
+        id=now.astimezone(UTC).isoformat(timespec="seconds"),
+        source="schedule",
+        type=SCHEDULE,
+        subject=project,
+        time=now,
+    )
 
 
 def restamped(event: Event, now: datetime) -> Event:

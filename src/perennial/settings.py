@@ -17,9 +17,14 @@ PREFIX = "PERENNIAL_"
 
 @dataclass(frozen=True)
 class StateFolder:
-    """Where one project keeps what it knows; every path is below ``root``."""
+    """Where one project keeps what it knows; every path is below ``root``.
+
+    On a cluster the database and the artifacts lie elsewhere, and the folder is a pod's own copy.
+    """
 
     root: Path
+    database_url: str = ""  # empty: SQLite below root
+    artifact_root: str = ""  # URI of this project's artifacts; empty: root itself
 
     @property
     def database(self) -> Path:
@@ -27,7 +32,12 @@ class StateFolder:
 
     @property
     def url(self) -> str:
-        return f"sqlite:///{self.database}"
+        return self.database_url or f"sqlite:///{self.database}"
+
+    def artifacts(self, kind: str) -> str:
+        """URI of the folder that all pods share for ``bundles``, ``segments`` or ``runs``."""
+        root = self.artifact_root or self.root.resolve().as_uri()
+        return f"{root}/{kind}"
 
     @property
     def keys(self) -> Path:
@@ -120,6 +130,10 @@ class Settings(BaseModel):
         Path | None,
         Field(description="File with the key that signs drift events; none means our own one."),
     ] = None
+    event_fresh_s: Annotated[
+        float,
+        Field(gt=0, description="Greatest age of an event in seconds; a broker delivers late."),
+    ] = 300.0
     launcher: Annotated[
         Literal["local", "job", "kfp"],
         Field(description="Who runs pipelines: this machine, a Kubernetes Job, a KFP backend."),
@@ -161,7 +175,13 @@ class Settings(BaseModel):
 
     def state(self, project: str) -> StateFolder:
         """The state folder of one project (not created here)."""
-        return StateFolder(self.home.resolve() / project)
+        artifacts = f"{self.artifacts.rstrip('/')}/{project}" if self.artifacts else ""
+        return StateFolder(self.home.resolve() / project, self.state_url, artifacts)
+
+
+def s3_endpoint() -> str:
+    """Address of an S3 store that is not Amazon's, as its own tools are told it; else empty."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
 
 
 def tell_libraries(**variables: str) -> None:

@@ -195,7 +195,7 @@ class Replay:
             answer = httpx.get(f"{self._stack.service_url}/status", timeout=30.0, trust_env=False)
         except httpx.HTTPError:
             return None
-        return dict(answer.json()) if answer.status_code == 200 else None
+        return dict(answer.json()[self._project.name]) if answer.status_code == 200 else None
 
     def _received(self, report: DriftReport) -> bool:
         end = report.window_end.isoformat()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, Engine, RowMapping, func, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, func, insert, select, true, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -23,8 +23,10 @@ PENDING, SETTLED, DEAD = "pending", "settled", "dead"
 class Inbox:
     """Events in the order of their arrival, kept by source and id for ever."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, project: str = "") -> None:
+        """Of one project, where several share a database; of all without one."""
         self._engine = engine
+        self._mine = inbox.c.subject == project if project else true()
 
     def put(self, event: Event) -> bool:
         """Keep an event; on the disk when this returns. False when it was known already.
@@ -41,7 +43,12 @@ class Inbox:
 
     def pending(self, limit: int | None = None) -> list[tuple[int, Event]]:
         """Events that nobody settled, oldest first, with their numbers."""
-        query = select(inbox).where(inbox.c.state == PENDING).order_by(inbox.c.seq).limit(limit)
+        query = (
+            select(inbox)
+            .where(inbox.c.state == PENDING, self._mine)
+            .order_by(inbox.c.seq)
+            .limit(limit)
+        )
         with reading(self._engine) as connection:
             return [(row["seq"], _event(row)) for row in connection.execute(query).mappings()]
 
@@ -61,14 +68,14 @@ class Inbox:
 
     def dead(self) -> list[tuple[Event, str]]:
         """Events that were set aside, with the reason."""
-        query = select(inbox).where(inbox.c.state == DEAD).order_by(inbox.c.seq)
+        query = select(inbox).where(inbox.c.state == DEAD, self._mine).order_by(inbox.c.seq)
         with reading(self._engine) as connection:
             rows = connection.execute(query).mappings()
             return [(_event(row), row["outcome"]) for row in rows]
 
     def counts(self) -> dict[str, int]:
         """How many events are pending, settled and dead."""
-        query = select(inbox.c.state, func.count()).group_by(inbox.c.state)
+        query = select(inbox.c.state, func.count()).where(self._mine).group_by(inbox.c.state)
         with reading(self._engine) as connection:
             found = {row[0]: row[1] for row in connection.execute(query)}
         return {state: found.get(state, 0) for state in (PENDING, SETTLED, DEAD)}

@@ -45,6 +45,7 @@ class RunRequest:
     trigger: str = "by hand"
     trials: int = 0
     seed: int = -1
+    key: str = ""  # a second request with the same key means the run of the first
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class RunResult:
 class Launcher(Protocol):
     """Runs the training pipeline somewhere and waits for it."""
 
+    @property
+    def outlives(self) -> bool:
+        """Does a run go on when the process that asked for it ends?"""
+        ...
+
     def run(self, request: RunRequest, progress: Progress | None = None) -> RunResult:
         """Run once. Raises RunFailed that names the failed step and its reason."""
         ...
@@ -70,6 +76,8 @@ class Launcher(Protocol):
 
 class LocalLauncher:
     """Runs the spec by kfp.local in a child process that never outlives this one."""
+
+    outlives = False
 
     def __init__(self, settings: Settings, spec: Path) -> None:
         self._settings = settings

@@ -28,6 +28,9 @@ _RETRY_S = 1.0
 # Reports of the serving model's windows up to the one that starts at this moment, newest last.
 Confirm = Callable[[datetime], list[DriftReport]]
 
+# Of several copies of this process, is it this one's turn to work?
+Turn = Callable[[], bool]
+
 
 @dataclass(frozen=True)
 class Status:
@@ -54,6 +57,7 @@ class Worker:
         runs: Runs,
         confirm: Confirm,
         clock: Callable[[], datetime],
+        turn: Turn = lambda: True,
     ) -> None:
         self._project = project
         self._engine = engine
@@ -61,6 +65,7 @@ class Worker:
         self._runs = runs
         self._confirm = confirm
         self._clock = clock
+        self._turn = turn
         self._ledger = Ledger(engine)
         self._last_decided = self._newest_decided()
         self._stopping = threading.Event()
@@ -96,12 +101,17 @@ class Worker:
             failed=tuple(f"event {e.id}: {reason}" for e, reason in self._inbox.dead()),
         )
 
+    def undelivered(self, event: Event) -> None:
+        """Write down, once, that an event came too late to count."""
+        if not self._recorded("event.undelivered", event):
+            self._append("event.undelivered", event, events.hint(event), {"id": event.id})
+
     def step(self) -> bool:
-        """Handle the oldest pending event; False when there is none.
+        """Handle the oldest pending event; False when there is none, or it is another's turn.
 
         Raises what is not the event's fault; an event's own fault is counted against it.
         """
-        waiting = self._inbox.pending(limit=1)
+        waiting = self._inbox.pending(limit=1) if self._turn() else []
         if not waiting:
             return False
         seq, event = waiting[0]
@@ -139,12 +149,25 @@ class Worker:
             self._record_decision(event, events.hint(event), told, ())
 
     def _handle(self, event: Event) -> str:
+        if event.type == events.SCHEDULE:
+            return self._look_again(event)
         hint = events.hint(event)
         self._record_event(event, hint)
         decision = self._decide_once(event, hint)
         if decision.action is not Action.RETRAIN:
             return f"{decision.action}: {decision.reason}"
         return f"{decision.action}: {self._runs.once(event.id, hint.window_end)}"
+
+    def _look_again(self, event: Event) -> str:
+        """Decide anew on the newest windows: what had to wait may be due without another event."""
+        windows = self._confirm(event.time)
+        if not windows:
+            return "nothing was served yet"
+        hint = events.Hint(windows[-1].window_start, event.time, windows[-1].model_digest, ())
+        decision = self._decide_once(event, hint)
+        if decision.action is not Action.RETRAIN:
+            return f"{decision.action}: {decision.reason}"
+        return f"{decision.action}: {self._runs.once(event.id, event.time)}"
 
     def _decide_once(self, event: Event, hint: events.Hint) -> Decision:
         known = self._recorded("decision", event)

@@ -1,0 +1,9 @@
+"""Which launcher do the settings name?"""
+
+from perennial.retrain.launchers import SPEC, Launcher, LocalLauncher
+from perennial.settings import Settings
+
+
+def launcher(settings: Settings) -> Launcher:
+    """The one constructor that says where pipelines run: here, in a Job, or by a KFP backend."""
+    return LocalLauncher(settings, settings.root / SPEC)
