@@ -32,10 +32,10 @@ test: env ## Run the tests that CI runs, with replays of real histories (20 minu
 	@$(PY) -m pytest -q $(PYTEST_ARGS)
 
 test-quick: env ## Run the tests that take seconds (3 minutes)
-	@$(PY) -m pytest -q -m "not slow and not replay and not full" $(PYTEST_ARGS)
+	@$(PY) -m pytest -q -m "not slow and not replay and not full and not cluster" $(PYTEST_ARGS)
 
 test-full: env ## Run all tests, with whole histories of years (an hour)
-	@$(PY) -m pytest -q -m "" $(PYTEST_ARGS)
+	@$(PY) -m pytest -q -m "not cluster" $(PYTEST_ARGS)
 
 check: env ## Check format, lint, types, imports, and that generated files are current
 	@$(PY) -m ruff format --check $(wildcard $(CODE))
