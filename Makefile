@@ -17,10 +17,10 @@ CODE := src components pipelines tests docs benchmarks feature_repo
 COMPILE := $(UV) pip compile -q --generate-hashes --no-annotate --no-header --python $(PY)
 EXPORT := $(UV) export -q --frozen --no-emit-project --no-annotate --no-header
 
-.PHONY: help env loop test test-quick test-full check format lock spec docs bench peers clean announce
+.PHONY: help env loop test test-quick test-cluster test-full images check format lock spec docs bench peers clean announce
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: .venv/.ready .venv-runtime/.ready ## Make both Python environments from the locks
 
@@ -33,6 +33,12 @@ test: env ## Run the tests that CI runs, with replays of real histories (20 minu
 
 test-quick: env ## Run the tests that take seconds (3 minutes)
 	@$(PY) -m pytest -q -m "not slow and not replay and not full and not cluster" $(PYTEST_ARGS)
+
+test-cluster: env ## Run the tests on a cluster: that of KUBECONFIG, or ../shared/cluster (20 minutes)
+	@tests/cluster/run $(PYTEST_ARGS)
+
+images: ## Build the two container images (IMAGE_BUILDER, or the first of docker, podman, buildah)
+	@images/build
 
 test-full: env ## Run all tests, with whole histories of years (an hour)
 	@$(PY) -m pytest -q -m "not cluster" $(PYTEST_ARGS)
