@@ -204,6 +204,7 @@ class RolloutState:
     step: int  # index into the project's steps, -1 before the first
     weight: int  # percent of traffic
     reason: str
+    limits: str = "{}"  # JSON of project.Rollout, pinned when it was wished; {} is the project's
 
 
 def some(names: Sequence[str], most: int = 4) -> str:

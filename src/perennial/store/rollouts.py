@@ -1,8 +1,8 @@
 """What is wished to serve, how far is it, what serves now and what served before."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, func, insert, select, update
 
 from perennial.errors import LoopBroken
 from perennial.records import Phase, RolloutState
@@ -12,7 +12,14 @@ from perennial.store.tables import serving as served
 
 
 def wish(
-    engine: Engine, *, project: str, version: int, digest: str, bundle_uri: str, run_id: str
+    engine: Engine,
+    *,
+    project: str,
+    version: int,
+    digest: str,
+    bundle_uri: str,
+    run_id: str,
+    limits: str = "{}",
 ) -> RolloutState:
     """State that a model should serve. The same run may say so twice and means one rollout.
 
@@ -39,6 +46,7 @@ def wish(
             "step": -1,
             "weight": 0,
             "reason": "waits for the rollout controller",
+            "limits": limits,
         }
         new = connection.execute(insert(rollouts).values(values)).inserted_primary_key
         assert new is not None
@@ -58,6 +66,44 @@ def save(engine: Engine, state: RolloutState) -> None:
         done = connection.execute(update(rollouts).where(rollouts.c.id == state.id).values(values))
         if done.rowcount != 1:
             raise LoopBroken(f"rollout {state.id} is saved but was never wished")
+
+
+def open_projects(engine: Engine) -> list[str]:
+    """Projects with a rollout that is not over."""
+    over = [str(phase) for phase in Phase if phase.over]
+    query = select(rollouts.c.project).where(rollouts.c.phase.not_in(over)).distinct()
+    with reading(engine) as connection:
+        return sorted(connection.execute(query).scalars())
+
+
+def projects(engine: Engine) -> list[str]:
+    """Every project that ever had a rollout."""
+    with reading(engine) as connection:
+        return sorted(connection.execute(select(rollouts.c.project).distinct()).scalars())
+
+
+def newest(engine: Engine) -> dict[str, int]:
+    """How far each project's rollouts are, as a number that changes with every new one."""
+    query = select(rollouts.c.project, func.max(rollouts.c.id)).group_by(rollouts.c.project)
+    with reading(engine) as connection:
+        return {project: number for project, number in connection.execute(query)}
+
+
+def manifest(engine: Engine, rollout_id: int) -> str:
+    """What a cluster was first told to run for a rollout; empty when it was told nothing yet."""
+    query = select(rollouts.c.manifest).where(rollouts.c.id == rollout_id)
+    with reading(engine) as connection:
+        return connection.execute(query).scalar_one_or_none() or ""
+
+
+def pin_manifest(engine: Engine, rollout_id: int, text: str) -> str:
+    """Write down what runs for a rollout, once; gives what was written down first."""
+    mine = rollouts.c.id == rollout_id
+    with engine.begin() as connection:
+        connection.execute(
+            update(rollouts).where(mine, rollouts.c.manifest == "").values(manifest=text)
+        )
+        return str(connection.execute(select(rollouts.c.manifest).where(mine)).scalar_one())
 
 
 def get(engine: Engine, rollout_id: int) -> RolloutState | None:
@@ -122,4 +168,5 @@ def _find(connection: Connection, *where: ColumnElement[bool]) -> list[RolloutSt
 
 
 def _state(row: RowMapping) -> RolloutState:
-    return RolloutState(**(dict(row) | {"phase": Phase(row["phase"])}))
+    known = {field.name: row[field.name] for field in fields(RolloutState)}
+    return RolloutState(**(known | {"phase": Phase(row["phase"])}))

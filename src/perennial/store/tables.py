@@ -16,7 +16,7 @@ from sqlalchemy import (
 )
 
 # Raised by hand with each change of the tables; SQLite keeps it as user_version.
-SCHEMA = 2
+SCHEMA = 3
 
 metadata = MetaData()
 
@@ -93,6 +93,9 @@ rollouts = Table(
     Column("step", Integer, nullable=False),
     Column("weight", Integer, nullable=False),
     Column("reason", Text, nullable=False),
+    Column("limits", Text, nullable=False, server_default="{}"),  # JSON of project.Rollout
+    # What a cluster was first told to run for it; a rollback says the same words again.
+    Column("manifest", Text, nullable=False, server_default=""),
     UniqueConstraint("project", "run_id", "digest"),
 )
 
