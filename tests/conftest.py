@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stores import place, s3, s3_bucket  # noqa: F401  fixtures
 
 from perennial.settings import Settings
 

@@ -154,6 +154,66 @@ class Settings(BaseModel):
     code_commit: Annotated[
         str, Field(description="Commit of the code, where there is no git checkout to ask.")
     ] = ""
+    run_cpu: Annotated[
+        str, Field(pattern=r"^\d+(\.\d+)?m?$", description="CPU that the Job of a run asks for.")
+    ] = "1"
+    run_memory: Annotated[
+        str,
+        Field(
+            pattern=r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$",
+            description="Memory that the Job of a run asks for, and may not exceed.",
+        ),
+    ] = "3Gi"
+    run_deadline_s: Annotated[
+        int, Field(ge=60, description="Seconds after which the Job of a run is ended, retries and all.")
+    ] = 7200
+    kfp_endpoint: Annotated[
+        str,
+        Field(
+            description="URL of the KFP API, such as http://127.0.0.1:8888 behind a port-forward;"
+            " empty is found as kfp finds it: KF_PIPELINES_ENDPOINT, the Service of the cluster"
+            " that this pod runs in, else the proxy of the kubeconfig's API server."
+        ),
+    ] = ""
+    kfp_namespace: Annotated[
+        str, Field(description="Namespace that the KFP backend itself runs in.")
+    ] = "kubeflow"
+    kfp_token: Annotated[
+        Path | None,
+        Field(
+            description="File with a bearer token for the KFP API, read again for each call; none"
+            " means the volume that Kubeflow mounts, if there is one."
+        ),
+    ] = None
+    kfp_ca: Annotated[
+        Path | None,
+        Field(description="File with the authority that signed the KFP API's certificate."),
+    ] = None
+    kfp_service_account: Annotated[
+        str, Field(description="ServiceAccount that runs on a KFP backend use.")
+    ] = "pipeline-run"
+    kfp_retries: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10,
+            description="How often a run whose step ended without a word (a lost node, no memory)"
+            " is resumed at that step; what a step says itself is final.",
+        ),
+    ] = 2
+    step_timeout_s: Annotated[
+        int,
+        Field(
+            ge=60, description="Seconds that a step may take on a KFP backend, its pull included."
+        ),
+    ] = 3600
+    run_node_selector: Annotated[
+        str,
+        Field(
+            pattern=r"^([\w./-]+=[\w.-]*(,[\w./-]+=[\w.-]*)*)?$",
+            description="Labels of the nodes that steps may run on, such as pool=batch,disk=ssd.",
+        ),
+    ] = ""
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> "Settings":
