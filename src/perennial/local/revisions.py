@@ -97,10 +97,10 @@ class LocalRevisions:
         """Names of the processes of a revision."""
         return (f"transformer-{name}", f"predictor-{name}") if name in self._pairs else ()
 
-    def metrics_url(self, name: str) -> str:
+    def pages(self, name: str) -> Mapping[str, str]:
         """Page on which a revision's predictor counts invalid outputs."""
         pair = self._pairs.get(name)
-        return f"http://{LOOPBACK}:{pair.predictor.rest if pair else 0}{METRICS}"
+        return {name: f"http://{LOOPBACK}:{pair.predictor.rest}{METRICS}"} if pair else {}
 
     def close(self) -> None:
         self._http.close()

@@ -27,7 +27,7 @@ from perennial.local.revisions import LocalRevisions, Places, bundle_folder
 from perennial.records import Phase, RolloutState, Version
 from perennial.retrain import launchers
 from perennial.rollout import controller, plan
-from perennial.rollout.envoy import EnvoyTraffic
+from perennial.rollout.envoy import EnvoyTraffic, Files
 from perennial.rollout.evidence import EnvoyEvidence
 from perennial.settings import Settings
 from perennial.store import rollouts
@@ -145,16 +145,17 @@ class Stack:
         admin, service = processes.free_ports(2)
         name = self.project.name
         self.service_url = f"http://{processes.LOOPBACK}:{service}"
-        traffic = EnvoyTraffic(self.state.stack / "envoy", name, port, admin)
+        way = Files(self.state.stack / "envoy", port, admin)
+        traffic = EnvoyTraffic(name, way)
         self._open.callback(traffic.close)
-        self._children.start(EDGE, _envoy(traffic.write()), {})
+        traffic.begin()
+        self._children.start(EDGE, _envoy(way.bootstrap()), {})
         if not processes.wait_until(traffic.is_live, EDGE_S):
             raise Unavailable(f"Envoy did not start: {self._children.ended(EDGE) or 'no answer'}")
         self.edge_url = f"http://{processes.LOOPBACK}:{port}"
         revisions = LocalRevisions(self._service, self._places(), self._children, traffic)
         self._open.callback(revisions.close)
-        admin_url = f"http://{processes.LOOPBACK}:{admin}"
-        evidence = EnvoyEvidence(admin_url, name, revisions.metrics_url)
+        evidence = EnvoyEvidence(name, way.edges, revisions.pages)
         self._open.callback(evidence.close)
         self._revisions = revisions
         self._controller = controller.Controller(

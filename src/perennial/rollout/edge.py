@@ -1,15 +1,24 @@
 """What Envoy is told: the one listener, its guard, its routes and its clusters, as plain dicts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 Config = dict[str, Any]
+# From the name of a document to where Envoy reads it.
+Source = Callable[[str], Config]
 
 CDS, LDS, RDS = "cds.json", "lds.json", "rds.json"
 BOOTSTRAP = "bootstrap.json"
-LOOPBACK = "127.0.0.1"
+LOOPBACK, ANYWHERE = "127.0.0.1", "0.0.0.0"
+# So long a request for a document is held open while there is nothing new.
+HOLD_S = 15.0
+
+# A pod of the edge: what clients ask, what the operator and the kubelet read, what nobody reaches.
+POD_PORT, STATS_PORT, ADMIN_PORT = 8080, 9902, 9901
+OPERATOR, ADMIN = "operator", "admin"
 
 MAX_BODY = 1 << 20
 MAX_CONNECTIONS = 500
@@ -32,10 +41,11 @@ _HTTP = f"{_TYPES}.extensions.filters.http"
 
 @dataclass(frozen=True)
 class Ports:
-    """Where a revision listens on loopback."""
+    """Where a revision listens."""
 
     rest: int
     grpc: int
+    host: str = LOOPBACK
 
 
 def cluster_name(model: str, revision: str, *, grpc: bool = False, probe: bool = False) -> str:
@@ -43,15 +53,22 @@ def cluster_name(model: str, revision: str, *, grpc: bool = False, probe: bool =
     return f"{model}-{revision}" + ("-grpc" if grpc else "") + ("-probe" if probe else "")
 
 
-def bootstrap(folder: Path, admin_port: int) -> Config:
-    """Where Envoy finds the rest; all else is read from ``folder`` whenever a file is renamed."""
+def folder_source(folder: Path) -> Source:
+    """Documents are files of a folder, read whenever one is renamed into it."""
+
+    def source(name: str) -> Config:
+        place = {"path": str(folder / name), "watched_directory": {"path": str(folder)}}
+        return {"path_config_source": place, "resource_api_version": "V3"}
+
+    return source
+
+
+def bootstrap(source: Source, admin_port: int) -> Config:
+    """What Envoy starts with; all else it reads from ``source``."""
     return {
         "node": {"id": "edge", "cluster": "perennial"},
         "admin": {"address": _address(admin_port)},
-        "dynamic_resources": {
-            "cds_config": _source(folder, CDS),
-            "lds_config": _source(folder, LDS),
-        },
+        "dynamic_resources": {"cds_config": source(CDS), "lds_config": source(LDS)},
         "stats_config": {
             "histogram_bucket_settings": [
                 {"match": {"suffix": "upstream_rq_time"}, "buckets": list(LATENCY_BOUNDS_MS)}
@@ -74,11 +91,77 @@ def bootstrap(folder: Path, admin_port: int) -> Config:
     }
 
 
-def listener(folder: Path, port: int) -> Config:
+def operator_source(name: str) -> Config:
+    """Documents are asked of the operator, which answers as soon as there is a new one."""
+    server = {
+        "api_type": "REST",
+        "transport_api_version": "V3",
+        "cluster_names": [OPERATOR],
+        "refresh_delay": "0.1s",
+        "request_timeout": f"{2 * HOLD_S:g}s",
+    }
+    # An Envoy that was told nothing yet must not say that it is ready.
+    return {
+        "api_config_source": server,
+        "resource_api_version": "V3",
+        "initial_fetch_timeout": "0s",
+    }
+
+
+@dataclass(frozen=True)
+class Pod:
+    """One Envoy of a project's edge on a cluster."""
+
+    project: str
+    name: str
+    operator: tuple[str, int]
+    admin_port: int = ADMIN_PORT
+    stats_port: int = STATS_PORT
+
+
+def pod_bootstrap(pod: Pod) -> Config:
+    """What an Envoy in a pod starts with: it finds the operator, and shows its statistics."""
+    host, port = pod.operator
+    return {
+        **bootstrap(operator_source, pod.admin_port),
+        "node": {"id": pod.name, "cluster": pod.project},
+        "static_resources": {
+            "clusters": [_plain(OPERATOR, host, port), _plain(ADMIN, LOOPBACK, pod.admin_port)],
+            "listeners": [_stats_listener(pod.stats_port)],
+        },
+    }
+
+
+def _plain(name: str, host: str, port: int) -> Config:
+    endpoint = {"endpoint": {"address": _address(port, host)}}
+    return {
+        "name": name,
+        **_discovery(host),
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }
+
+
+def _stats_listener(port: int) -> Config:
+    """Lets through what can be read only: the admin port itself can also stop Envoy."""
+    get = [{"name": ":method", "string_match": {"exact": "GET"}}]
+    reads = [
+        {"match": {"path": path, "headers": get}, "route": {"cluster": ADMIN}}
+        for path in ("/stats", "/ready")
+    ]
+    host = {"name": "stats", "domains": ["*"], "routes": [*reads, {**_prefix("/"), **_answer(404)}]}
+    manager = {
+        "stat_prefix": "stats",
+        "http_filters": [_router()],
+        "route_config": {"name": "stats", "virtual_hosts": [host]},
+    }
+    # Whatever flood of clients there is, the numbers must be had.
+    return {**_listener("stats", manager, port, ANYWHERE), "ignore_global_conn_limit": True}
+
+
+def listener(source: Source, port: int, host: str = LOOPBACK) -> Config:
     """The only socket that a client sees."""
     manager = {
-        "@type": f"{_TYPES}.extensions.filters.network.http_connection_manager.v3"
-        ".HttpConnectionManager",
         "stat_prefix": "edge",
         "normalize_path": True,
         "merge_slashes": True,
@@ -93,25 +176,30 @@ def listener(folder: Path, port: int) -> Config:
         },
         "http2_protocol_options": {"max_concurrent_streams": 100},
         "http_filters": [_grpc_stats(), _body_limit(), _router()],
-        "rds": {"route_config_name": "edge", "config_source": _source(folder, RDS)},
+        "rds": {"route_config_name": "edge", "config_source": source(RDS)},
     }
     return {
         "@type": f"{_TYPES}.config.listener.v3.Listener",
-        "name": "edge",
-        "address": _address(port),
-        # Else a second edge could share the port, and half of the requests.
-        "enable_reuse_port": False,
+        **_listener("edge", manager, port, host),
+        # On one machine a second edge could share the port, and half of the requests.
+        "enable_reuse_port": host != LOOPBACK,
+    }
+
+
+def _listener(name: str, manager: Config, port: int, host: str) -> Config:
+    http = {
+        "name": "envoy.filters.network.http_connection_manager",
+        "typed_config": {
+            "@type": f"{_TYPES}.extensions.filters.network.http_connection_manager.v3"
+            ".HttpConnectionManager",
+            **manager,
+        },
+    }
+    return {
+        "name": name,
+        "address": _address(port, host),
         "per_connection_buffer_limit_bytes": MAX_BODY,
-        "filter_chains": [
-            {
-                "filters": [
-                    {
-                        "name": "envoy.filters.network.http_connection_manager",
-                        "typed_config": manager,
-                    }
-                ]
-            }
-        ],
+        "filter_chains": [{"filters": [http]}],
     }
 
 
@@ -123,6 +211,20 @@ def clusters(model: str, revisions: Mapping[str, Ports]) -> list[Config]:
         for grpc in (False, True)
         for probe in (False, True)
     ]
+
+
+def revisions(model: str, clusters: Sequence[Config]) -> dict[str, Ports]:
+    """The revisions that clusters were made of: what a restarted controller goes on with."""
+    found = {c["name"]: _socket(c) for c in clusters}
+    names = [n.removeprefix(f"{model}-") for n in found if not n.endswith(("-grpc", "-probe"))]
+    return {
+        name: Ports(
+            rest=found[cluster_name(model, name)]["port_value"],
+            grpc=found[cluster_name(model, name, grpc=True)]["port_value"],
+            host=found[cluster_name(model, name)]["address"],
+        )
+        for name in names
+    }
 
 
 def routes(model: str, weights: Mapping[str, int]) -> Config:
@@ -211,7 +313,8 @@ def _answer(status: int, text: str = "") -> Config:
 
 
 def _cluster(name: str, ports: Ports, grpc: bool) -> Config:
-    endpoint = {"endpoint": {"address": _address(ports.grpc if grpc else ports.rest)}}
+    address = _address(ports.grpc if grpc else ports.rest, ports.host)
+    endpoint = {"endpoint": {"address": address}}
     limit = {
         "max_connections": MAX_IN_FLIGHT,
         "max_pending_requests": MAX_IN_FLIGHT,
@@ -221,7 +324,7 @@ def _cluster(name: str, ports: Ports, grpc: bool) -> Config:
     return {
         "@type": f"{_TYPES}.config.cluster.v3.Cluster",
         "name": name,
-        "type": "STATIC",
+        **_discovery(ports.host),
         "connect_timeout": "1s",
         "circuit_breakers": {"thresholds": [limit]},
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
@@ -266,15 +369,19 @@ def _router() -> Config:
     }
 
 
-def _address(port: int) -> Config:
-    return {"socket_address": {"address": LOOPBACK, "port_value": port}}
+def _address(port: int, host: str = LOOPBACK) -> Config:
+    return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _source(folder: Path, name: str) -> Config:
-    return {
-        "path_config_source": {
-            "path": str(folder / name),
-            "watched_directory": {"path": str(folder)},
-        },
-        "resource_api_version": "V3",
-    }
+def _discovery(host: str) -> Config:
+    """An address is taken as it is, a name is asked for again and again."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"}
+    return {"type": "STATIC"}
+
+
+def _socket(cluster: Config) -> Config:
+    endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
+    return dict(endpoint["address"]["socket_address"])

@@ -1,14 +1,17 @@
 """What did each revision do at this step: counters of Envoy and of the servers, since it began."""
 
 import math
+import operator
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import httpx
 
+from perennial.errors import Unavailable
 from perennial.records import ArmTraffic, Evidence
 from perennial.rollout import edge
 
@@ -32,14 +35,17 @@ class Counters:
     invalid_outputs: int
     latency: tuple[int, ...]  # answers up to each of the edge's bounds
 
-    def since(self, earlier: "Counters") -> "Counters | None":
-        """What was added, None when a counter fell: its process began to count anew."""
-        latency = tuple(now - then for now, then in zip(self.latency, earlier.latency, strict=True))
-        names = [f.name for f in fields(self) if f.name != "latency"]
-        added = {name: getattr(self, name) - getattr(earlier, name) for name in names}
-        if min(*added.values(), *latency) < 0:
-            return None
-        return Counters(**added, latency=latency)
+    def plus(self, other: "Counters") -> "Counters":
+        return Counters(*_each(operator.add, self, other))
+
+    def minus(self, other: "Counters") -> "Counters":
+        return Counters(*_each(operator.sub, self, other))
+
+    @property
+    def is_possible(self) -> bool:
+        """A difference below zero means that a process began to count anew."""
+        added = self.good, self.server_errors, self.unreachable, self.invalid_outputs
+        return min(*added, *self.latency) >= 0
 
     @property
     def requests(self) -> int:
@@ -63,22 +69,45 @@ class Counters:
         return ArmTraffic(revision, self.requests, errors, self.p95_ms, self.invalid_outputs)
 
 
-class EnvoyEvidence:
-    """Evidence from the edge's admin port and from each revision's own metrics page."""
+def _each(
+    of: Callable[[int, int], int], one: Counters, other: Counters
+) -> tuple[int, int, int, int, tuple[int, ...]]:
+    latency = tuple(map(of, one.latency, other.latency))
+    return (
+        of(one.good, other.good),
+        of(one.server_errors, other.server_errors),
+        of(one.unreachable, other.unreachable),
+        of(one.invalid_outputs, other.invalid_outputs),
+        latency,
+    )
 
-    def __init__(self, admin_url: str, model: str, metrics_url: Callable[[str], str]) -> None:
+
+NOTHING = Counters(0, 0, 0, 0, tuple(0 for _ in edge.LATENCY_BOUNDS_MS))
+Places = Callable[[], Mapping[str, str]]
+Pages = Callable[[str], Mapping[str, str]]
+
+
+class EnvoyEvidence:
+    """Evidence from each edge's statistics and from each metrics page of a revision's servers.
+
+    Both are URLs under a key that changes when a process starts anew. What vanished, began anew
+    or counts backwards is missing: that arm has no numbers then, and is counted from there.
+    """
+
+    def __init__(self, model: str, edges: Places, pages: Pages) -> None:
         self._http = httpx.Client(timeout=TIMEOUT_S, trust_env=False)
-        self._admin_url = admin_url
         self._model = model
-        self._metrics_url = metrics_url
+        self._edges = edges
+        self._pages = pages
         self._step = ""
-        self._start: dict[str, Counters] = {}
+        self._start: dict[str, dict[str, Counters]] = {}
+        self._last: dict[str, dict[str, Counters]] = {}
         self._read_at = -math.inf
 
     def look(self, step: str, canary: str, stable: str) -> Evidence:
         """Numbers since the first look with this ``step``; the first one begins to count."""
         if step != self._step:
-            self._step, self._start = step, {}
+            self._step, self._start, self._last = step, {}, {}
         arms = self._arm(canary), self._arm(stable)
         if any(arm and arm.requests and arm.p95_ms is None for arm in arms):
             time.sleep(FLUSH_S)
@@ -94,25 +123,40 @@ class EnvoyEvidence:
         found = self._counters(revision)
         if found is None:
             return None
-        added = found.since(self._start.setdefault(revision, found))
-        if added is None:
+        last = self._last.get(revision, found)
+        self._last[revision] = found
+        # Against the last look and not the first: a counter may fall and outgrow its start again.
+        if any(
+            key not in found or not found[key].minus(then).is_possible for key, then in last.items()
+        ):
             self._start[revision] = found
             return None
-        return added.arm(revision)
+        # What came up since the step began is counted from the first look at it.
+        start = found | self._start.get(revision, {})
+        self._start[revision] = start
+        added = [counters.minus(start[key]) for key, counters in found.items()]
+        return reduce(Counters.plus, added).arm(revision)
 
-    def _counters(self, revision: str) -> Counters | None:
-        """All counters of a revision, None when one source is silent or does not know it."""
+    def _counters(self, revision: str) -> dict[str, Counters] | None:
+        """Counters of all who saw a revision, None when one is silent or does not know it."""
         try:
-            stats = self._stats(revision)
-            page = self._http.get(self._metrics_url(revision)).raise_for_status().text
-        except (httpx.HTTPError, ValueError, KeyError):
+            edges = {key: self._seen(url, revision) for key, url in self._edges().items()}
+            pages = {key: self._told(url) for key, url in self._pages(revision).items()}
+        except (httpx.HTTPError, Unavailable, ValueError, KeyError):
             return None
-        invalid = _invalid_outputs(page)
-        if invalid is None:
-            return None
-        return _counters(stats, self._model, revision, invalid)
+        found = {key: counters for key, counters in (edges | pages).items() if counters}
+        complete = edges and pages and len(found) == len(edges) + len(pages)
+        return found if complete else None
 
-    def _stats(self, revision: str) -> dict[str, Any]:
+    def _seen(self, url: str, revision: str) -> Counters | None:
+        return _counters(self._stats(url, revision), self._model, revision)
+
+    def _told(self, url: str) -> Counters | None:
+        """What a server counts itself."""
+        invalid = _invalid_outputs(self._http.get(url).raise_for_status().text)
+        return None if invalid is None else replace(NOTHING, invalid_outputs=invalid)
+
+    def _stats(self, url: str, revision: str) -> dict[str, Any]:
         name = re.escape(f"{self._model}-{revision}")
         counters = r"upstream_rq_(2xx|5xx|time|pending_overflow)|upstream_cx_connect_fail|grpc\..*"
         query = {
@@ -120,8 +164,12 @@ class EnvoyEvidence:
             "histogram_buckets": "cumulative",
             "filter": rf"^cluster\.{name}(-grpc)?\.({counters})$",
         }
-        answer = self._http.get(f"{self._admin_url}/stats", params=query).raise_for_status()
+        answer = self._http.get(f"{url}/stats", params=query).raise_for_status()
         return _by_name(answer.json()["stats"])
+
+
+def _began_anew(then: Counters, now: Counters | None) -> bool:
+    return now is None or not now.minus(then).is_possible
 
 
 def _by_name(stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -130,7 +178,7 @@ def _by_name(stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found | {h["name"]: [b["cumulative"] for b in h["buckets"]] for h in histograms}
 
 
-def _counters(stats: dict[str, Any], model: str, revision: str, invalid: int) -> Counters | None:
+def _counters(stats: dict[str, Any], model: str, revision: str) -> Counters | None:
     names = [f"cluster.{edge.cluster_name(model, revision, grpc=grpc)}" for grpc in (False, True)]
     # This one is there as soon as the cluster is; the others appear with their first request.
     if not all(f"{name}.upstream_cx_connect_fail" in stats for name in names):
@@ -148,7 +196,7 @@ def _counters(stats: dict[str, Any], model: str, revision: str, invalid: int) ->
         good=count(f"{rest}.upstream_rq_2xx") + count(f"{method}.0"),
         server_errors=errors - refused + sum(count(f"{method}.{code}") for code in GRPC_FAULTS),
         unreachable=sum(count(f"{name}.upstream_cx_connect_fail") for name in names),
-        invalid_outputs=invalid,
+        invalid_outputs=0,
         latency=_summed([stats.get(f"{name}.upstream_rq_time") for name in names]),
     )
 
