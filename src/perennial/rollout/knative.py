@@ -1,0 +1,408 @@
+"""KServe's Knative mode as the place where revisions run, and as the traffic between them.
+
+One InferenceService a project; its pod template is the newest revision, ``canaryTrafficPercent``
+its share. A rejected revision stays Knative's latest ready one, so the template and a share above
+0 are never changed together: what is new comes up at 0 %, and only what is ready is raised.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightkube import Client
+from lightkube.generic_resource import create_namespaced_resource
+from lightkube.models.core_v1 import ContainerStatus
+from lightkube.resources.core_v1 import Pod
+
+from perennial import kube
+from perennial.errors import Unavailable
+from perennial.records import RolloutState
+from perennial.rollout import manifest, plan
+from perennial.rollout.manifest import Document
+
+log = logging.getLogger(__name__)
+
+KnativeServing = create_namespaced_resource("serving.knative.dev", "v1", "Service", "services")
+KnativeRevision = create_namespaced_resource("serving.knative.dev", "v1", "Revision", "revisions")
+
+HOLD_S = 3.0
+_POLL_S = 0.1
+_UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One look at an InferenceService, and at what Knative made of it."""
+
+    live: Document
+    knative: Document  # empty while there is none
+
+    @property
+    def top(self) -> str:
+        """Whose pods the template describes."""
+        return manifest.revision(self.live)
+
+    @property
+    def percent(self) -> int | None:
+        return manifest.percent(self.live)
+
+    @property
+    def kserve(self) -> Document:
+        """What KServe says of the predictor."""
+        components = self.live.get("status", {}).get("components", {})
+        return dict(components.get("predictor", {}))
+
+    @property
+    def status(self) -> Document:
+        return dict(self.knative.get("status", {}))
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """Percent of each of Knative's revisions."""
+        found: dict[str, int] = {}
+        for entry in self.status.get("traffic", ()):
+            name = entry.get("revisionName", "")
+            found[name] = found.get(name, 0) + int(entry.get("percent") or 0)
+        return {name: percent for name, percent in found.items() if percent}
+
+    @property
+    def is_carried(self) -> bool:
+        """Has Knative acted on the spec that stands in the InferenceService now?"""
+        spec = self.knative.get("spec", {})
+        labels = spec.get("template", {}).get("metadata", {}).get("labels", {})
+        ours = self.live["spec"]["predictor"].get("labels", {})
+        same = all(labels.get(k) == ours.get(k) for k in (manifest.REVISION, manifest.ROLLOUT))
+        generation = self.knative.get("metadata", {}).get("generation")
+        acted = self.status.get("observedGeneration") == generation
+        return bool(same and acted and spec.get("traffic", [{}])[0].get("percent") == self._latest)
+
+    @property
+    def _latest(self) -> int:
+        # KServe ignores the percent until a first revision had all traffic.
+        given = self.percent if self.kserve.get("latestRolledoutRevision") else None
+        return 100 if given is None else given
+
+    def condition(self, kind: str) -> Document:
+        """One of Knative's conditions, empty when it is not told."""
+        return _condition(self.knative, kind)
+
+
+class KnativeService:
+    """The revisions of one project, and who gets its requests."""
+
+    def __init__(
+        self,
+        client: Client,
+        project: str,
+        manifest_of: Callable[[RolloutState], Document],
+        serving: Callable[[], RolloutState | None],
+        hold_s: float = HOLD_S,
+    ) -> None:
+        self._client = client
+        self._project = project
+        self._manifest_of = manifest_of
+        self._serving = serving
+        self._hold_s = hold_s
+        self._labels: dict[str, str] = {}
+        self._applied: int | None = _UNKNOWN
+
+    def names(self) -> tuple[str, ...]:
+        seen = self._look()
+        if seen is None:
+            return ()
+        return tuple(dict.fromkeys([seen.top, *self._weights(seen)]))
+
+    def start(self, state: RolloutState) -> None:
+        """Make the revision the newest one, without traffic. Raises a PerennialError."""
+        seen, name = self._look(), plan.name(state)
+        if seen is None:
+            self._create(self._manifest_of(state))
+        elif seen.top != name:
+            self._refuse_second(seen, name)
+            self._put(seen, manifest.with_percent(self._manifest_of(state), 0))
+
+    def ready(self, name: str) -> bool:
+        """Would a request be answered? Raises Unavailable that says what is waited for."""
+        seen = self._look()
+        if seen is None:
+            return False
+        if seen.top == name:
+            return self._is_newest_ready(seen)
+        carrying = [r for r in seen.shares if self._label(r) == name]
+        return any(self._is_ready(revision) for revision in carrying)
+
+    def died(self, name: str) -> str:
+        """How a server of the revision ended; empty while none did."""
+        ends = (_end(pod, status) for pod in self._pods(name) for status in _servers(pod))
+        return next((f"{name}: {end}" for end in ends if end), "")
+
+    def stop(self, name: str) -> None:
+        """Take a revision out of the template, so that Knative forgets it as the latest one.
+
+        What serves is applied again at 0 %; raises Unavailable until its copy has all traffic.
+        """
+        seen = self._look()
+        if seen is None or seen.top != name:
+            return self._tidy(seen)
+        serving = self._serving()
+        if serving is None:
+            log.info("deleting InferenceService %s: nothing serves", self._project)
+            return kube.delete(self._client, kube.InferenceService, self._project)
+        if self._weights(seen).get(name):
+            raise Unavailable(f"{name} has traffic still; it is taken away first")
+        self._put(seen, manifest.with_percent(self._manifest_of(serving), 0))
+        raise Unavailable(f"{plan.name(serving)} comes up anew in place of {name}")
+
+    def weights(self) -> Mapping[str, int]:
+        seen = self._look()
+        return self._weights(seen) if seen else {}
+
+    def set_weights(self, weights: Mapping[str, int]) -> None:
+        """Drive towards these weights; raises Unavailable until they hold."""
+        wanted = {name: percent for name, percent in weights.items() if percent}
+        seen = self._look()
+        if seen is None:
+            raise Unavailable(f"there is no InferenceService {self._project}")
+        if seen.top not in wanted:
+            self._withdraw(seen, wanted)
+        elif len(wanted) == 1:
+            self._give_all(seen, wanted)
+        else:
+            self._share(seen, wanted)
+        self._hold(wanted)
+
+    def platform_name(self, name: str) -> str:
+        """What Knative calls a revision; empty when there is none."""
+        seen = self._look()
+        if seen is None:
+            return ""
+        newest = str(seen.status.get("latestCreatedRevisionName", ""))
+        known = [newest, *seen.shares]
+        return next((r for r in known if r and self._label(r) == name), "")
+
+    def edits(self, allowed: Collection[int | None]) -> list[str]:
+        """What somebody else changed; ``allowed`` are the percents that may stand there."""
+        seen = self._look()
+        if seen is None:
+            return [f"InferenceService {self._project} was deleted"]
+        serving = self._serving()
+        if serving is None:
+            return []
+        if seen.top == manifest.NOBODY:
+            return [f"InferenceService {self._project} has another template"]
+        faults = [] if seen.percent in allowed else [_percent_edit(seen.percent)]
+        return faults + self._template_edits(seen)
+
+    def _template_edits(self, seen: Seen) -> list[str]:
+        applied = self._applied_for(seen)
+        return manifest.differences(applied, seen.live) if applied else []
+
+    def _applied_for(self, seen: Seen) -> Document | None:
+        serving = self._serving()
+        if serving and plan.name(serving) == seen.top:
+            return self._manifest_of(serving)
+        return None
+
+    def _withdraw(self, seen: Seen, wanted: Mapping[str, int]) -> None:
+        """The newest revision gets nothing: KServe gives all to the one that had it before."""
+        serving = self._serving()
+        kept = [seen.kserve.get(f"{which}RolledoutRevision") for which in ("latest", "previous")]
+        if any(r and self._label(r) in wanted for r in kept) or serving is None:
+            return self._put(seen, manifest.with_percent(seen.live, 0))
+        # KServe remembers one step only; what lies deeper comes up anew.
+        self._put(seen, manifest.with_percent(self._manifest_of(serving), 0))
+        raise Unavailable(f"{plan.name(serving)} comes up anew, KServe does not remember it")
+
+    def _give_all(self, seen: Seen, wanted: Mapping[str, int]) -> None:
+        if seen.percent is None:
+            return
+        if self._is_newest_up(seen):
+            self._put(seen, manifest.with_percent(seen.live, None))
+        elif self._weights(seen) != wanted:
+            raise Unavailable(f"{seen.top} is not ready for all traffic")
+
+    def _share(self, seen: Seen, wanted: Mapping[str, int]) -> None:
+        share = wanted[seen.top]
+        if fault := self._foreign(seen, share):
+            raise Unavailable(f"somebody edited InferenceService {self._project}: {fault}")
+        self._is_newest_ready(seen)
+        self._put(seen, manifest.with_percent(seen.live, share))
+
+    def _foreign(self, seen: Seen, share: int) -> str:
+        """A percent that cannot be ours; a killed operator leaves the one before."""
+        known = self._applied is not _UNKNOWN
+        ours = seen.percent == self._applied if known else (seen.percent or 0) <= share
+        return "" if ours and seen.percent is not None else _percent_edit(seen.percent)
+
+    def _hold(self, wanted: Mapping[str, int]) -> None:
+        """Return when requests go where they are wanted. Raises Unavailable."""
+        limit = time.monotonic() + self._hold_s
+        while True:
+            seen = self._look()
+            if seen and self._holds(seen, wanted):
+                return
+            if time.monotonic() > limit:
+                found = self._weights(seen) if seen else {}
+                raise Unavailable(f"traffic of {self._project} is {found}, on its way to {wanted}")
+            time.sleep(_POLL_S)
+
+    def _holds(self, seen: Seen, wanted: Mapping[str, int]) -> bool:
+        routed = seen.condition("RoutesReady").get("status") == "True"
+        return seen.is_carried and routed and self._weights(seen) == wanted
+
+    def _tidy(self, seen: Seen | None) -> None:
+        """Let what serves have all traffic by being the newest, not by having been it."""
+        serving = self._serving()
+        if seen is None or serving is None or seen.percent is None:
+            return
+        if seen.top != plan.name(serving):
+            return
+        if not self._is_newest_ready(seen):
+            raise Unavailable(f"{seen.top} is not ready yet in its new copy")
+        self._put(seen, manifest.with_percent(seen.live, None))
+        self._hold({seen.top: 100})
+
+    def _refuse_second(self, seen: Seen, name: str) -> None:
+        serving = self._serving()
+        in_flight = {n for n in self._weights(seen) if serving and n != plan.name(serving)}
+        if in_flight:
+            raise Unavailable(f"{name} waits: {sorted(in_flight)} has traffic still")
+
+    def _is_newest_up(self, seen: Seen) -> bool:
+        try:
+            return self._is_newest_ready(seen)
+        except Unavailable:
+            return False
+
+    def _is_newest_ready(self, seen: Seen) -> bool:
+        """Is the template created and ready, for Knative and for KServe?"""
+        created = seen.status.get("latestCreatedRevisionName", "")
+        if not seen.is_carried or not created or self._label(created) != seen.top:
+            raise Unavailable(f"KServe and Knative have not taken {seen.top} up yet")
+        if seen.status.get("latestReadyRevisionName") != created:
+            raise Unavailable(f"{seen.top} is not ready: {self._why(seen.top, created)}")
+        told = {seen.kserve.get(f"latest{w}Revision") for w in ("Created", "Ready")}
+        if told != {created}:
+            raise Unavailable(f"KServe has not seen yet that {created} is ready")
+        return True
+
+    def _why(self, name: str, created: str) -> str:
+        """What the pods of a revision wait for, else what Knative says of it."""
+        waits = (_wait(status) for pod in self._pods(name) for status in _statuses(pod))
+        found = kube.find(self._client, KnativeRevision, created)
+        said = _condition(found, "Ready").get("message") if found else ""
+        return next((w for w in waits if w), "") or said or "its pods come up"
+
+    def _is_ready(self, revision: str) -> bool:
+        found = kube.find(self._client, KnativeRevision, revision)
+        return bool(found and _condition(found, "Ready").get("status") == "True")
+
+    def _weights(self, seen: Seen) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for revision, percent in seen.shares.items():
+            name = self._label(revision)
+            found[name] = found.get(name, 0) + percent
+        return found
+
+    def _label(self, revision: str) -> str:
+        """Our name of one of Knative's revisions; a stranger's keeps Knative's."""
+        if revision not in self._labels:
+            found = kube.find(self._client, KnativeRevision, revision)
+            if found is None:
+                return revision
+            labels = found["metadata"].get("labels", {})
+            self._labels[revision] = labels.get(manifest.REVISION, revision)
+        return self._labels[revision]
+
+    def _pods(self, name: str) -> list[Pod]:
+        labels: dict[str, Any] = {manifest.PROJECT: self._project, manifest.REVISION: name}
+        with kube.asking(f"listing pods of {name}"):
+            return list(self._client.list(Pod, labels=labels))
+
+    def _look(self) -> Seen | None:
+        live = kube.find(self._client, kube.InferenceService, self._project)
+        if live is None:
+            self._applied = _UNKNOWN
+            return None
+        if live["metadata"].get("deletionTimestamp"):
+            raise Unavailable(f"InferenceService {self._project} is being deleted")
+        knative = kube.find(self._client, KnativeServing, f"{self._project}-predictor")
+        return Seen(live, knative or {})
+
+    def _create(self, document: Document) -> None:
+        with kube.asking(f"creating InferenceService {self._project}"):
+            self._client.create(kube.InferenceService(**document))
+        log.info("created InferenceService %s revision=%s", self._project, _top(document))
+        self._applied = None
+
+    def _put(self, seen: Seen, document: Document) -> None:
+        """Replace the spec as it was looked at; whoever changed it meanwhile is not overwritten."""
+        self._applied = manifest.percent(document)
+        if document["spec"] == seen.live["spec"]:
+            return
+        new = {**seen.live, "metadata": _merged(seen.live["metadata"], document["metadata"])}
+        new["spec"] = document["spec"]
+        new.pop("status", None)
+        with kube.asking(f"changing InferenceService {self._project}"):
+            self._client.replace(kube.InferenceService(**new))
+        log.info(
+            "applied InferenceService %s revision=%s percent=%s",
+            *(self._project, _top(document), manifest.percent(document)),
+        )
+
+
+def _top(document: Document) -> str:
+    return manifest.revision(document)
+
+
+def _merged(live: Document, ours: Document) -> Document:
+    both = {k: {**live.get(k, {}), **ours.get(k, {})} for k in ("labels", "annotations")}
+    return {**live, **both}
+
+
+def _percent_edit(percent: int | None) -> str:
+    return f"canaryTrafficPercent is {'gone' if percent is None else percent}"
+
+
+def _condition(document: Mapping[str, Any], kind: str) -> Document:
+    conditions = (document.get("status") or {}).get("conditions", ())
+    return next((dict(c) for c in conditions if c.get("type") == kind), {})
+
+
+def _statuses(pod: Pod) -> list[ContainerStatus]:
+    status = pod.status
+    if status is None:
+        return []
+    return [*(status.initContainerStatuses or ()), *(status.containerStatuses or ())]
+
+
+def _servers(pod: Pod) -> list[ContainerStatus]:
+    """The containers that are ours: what an init container fetches may come yet."""
+    ours = (manifest.PREDICTOR, manifest.TRANSFORMER)
+    return [s for s in _statuses(pod) if s.name in ours]
+
+
+def _wait(status: ContainerStatus) -> str:
+    waiting = status.state.waiting if status.state else None
+    if waiting is None or waiting.reason in ("ContainerCreating", "PodInitializing"):
+        return ""
+    last = status.lastState.terminated if status.lastState else None
+    said = (last.message if last else "") or waiting.message or ""
+    return f"{status.name} {waiting.reason}: {_line(said)}"
+
+
+def _end(pod: Pod, status: ContainerStatus) -> str:
+    ends = [s.terminated for s in (status.state, status.lastState) if s and s.terminated]
+    bad = next((e for e in ends if e.exitCode), None)
+    # A pod that is told to go ends its servers, and not always with 0.
+    if bad is None or (pod.metadata and pod.metadata.deletionTimestamp):
+        return ""
+    return f"{status.name} ended with {bad.exitCode} ({bad.reason}): {_line(bad.message or '')}"
+
+
+def _line(text: str) -> str:
+    """The last line of what a container said."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it said nothing"
