@@ -16,6 +16,7 @@ from components.notify import notify
 from components.register import register
 from components.train import train
 from components.validate import validate
+from pipelines._cluster import placed
 
 SPEC = Path(__file__).with_suffix(".yaml")
 
@@ -40,33 +41,37 @@ def training(
         trigger: What started this run: the id of a drift event, or words.
     """
     run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
-    told = notify(project=project, run=run)
+    told = placed(notify(project=project, run=run))
     told.set_display_name("Tell how it ended").set_caching_options(False)
     with dsl.ExitHandler(told, name="steps"):
-        taken = ingest(project=project, source=source, as_of=as_of, trigger=trigger, run=run)
+        taken = placed(
+            ingest(project=project, source=source, as_of=as_of, trigger=trigger, run=run)
+        )
         taken.set_display_name("Ingest raw rows").set_caching_options(False)
         digest, snapshot = taken.outputs["Output"], taken.outputs["snapshot"]
-        checked = validate(project=project, data_digest=digest, run=run, snapshot=snapshot)
+        checked = placed(validate(project=project, data_digest=digest, run=run, snapshot=snapshot))
         checked.set_display_name("Validate data")
-        made = features(project=project, data_digest=digest, run=run, snapshot=snapshot)
+        made = placed(features(project=project, data_digest=digest, run=run, snapshot=snapshot))
         made.after(checked).set_display_name("Make features")
         table = made.outputs["table"]
-        fitted = train(
-            project=project, data_digest=digest, trials=trials, seed=seed, run=run, table=table
+        fitted = placed(
+            train(
+                project=project, data_digest=digest, trials=trials, seed=seed, run=run, table=table
+            )
         )
         fitted.set_display_name("Train model")
         model = fitted.outputs["model"]
-        measured = evaluate(project=project, run=run, table=table, model=model)
+        measured = placed(evaluate(project=project, run=run, table=table, model=model))
         measured.set_display_name("Evaluate against the champion").set_caching_options(False)
-        judged = gate(
-            project=project, run=run, evaluation=measured.outputs["evaluation"], model=model
+        judged = placed(
+            gate(project=project, run=run, evaluation=measured.outputs["evaluation"], model=model)
         )
         judged.set_display_name("Judge").set_caching_options(False)
         # One plain return named Output is the only named output kfp.local compares rightly.
         with dsl.If(judged.outputs["Output"] == True, name="passed"):  # noqa: E712
-            known = register(project=project, run=run, judged=judged.outputs["judged"])
+            known = placed(register(project=project, run=run, judged=judged.outputs["judged"]))
             known.set_display_name("Register version").set_caching_options(False)
-            wished = deploy(project=project, version=known.output, run=run)
+            wished = placed(deploy(project=project, version=known.output, run=run))
             wished.set_display_name("Wish for a rollout").set_caching_options(False)
 
 
@@ -82,12 +87,14 @@ def main() -> int:
     """Write the spec; with --check only say whether it is current."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--check", action="store_true", help="only say whether it is current")
-    if not parser.parse_args().check:
-        SPEC.write_text(compiled(), encoding="utf-8")
-        print(f"wrote {SPEC}")
+    parser.add_argument("--to", type=Path, default=SPEC, help="file to write (training.yaml)")
+    asked = parser.parse_args()
+    if not asked.check:
+        asked.to.write_text(compiled(), encoding="utf-8")
+        print(f"wrote {asked.to}")
         return 0
-    current = SPEC.is_file() and SPEC.read_text(encoding="utf-8") == compiled()
-    print(f"{SPEC} is current" if current else f"{SPEC} is not current; run 'make spec'")
+    current = asked.to.is_file() and asked.to.read_text(encoding="utf-8") == compiled()
+    print(f"{asked.to} is current" if current else f"{asked.to} is not current; run 'make spec'")
     return 0 if current else 1
 
 

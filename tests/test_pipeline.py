@@ -1,6 +1,7 @@
 """The compiled pipeline is the one in the repository, and its components only wrap."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,34 @@ STEPS = ["ingest", "validate", "features", "train", "evaluate", "gate", "registe
 
 
 @pytest.fixture(scope="module")
-def spec() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((ROOT / "pipelines" / "training.yaml").read_text())
-    return found
+def documents() -> list[dict[str, Any]]:
+    """What is the same everywhere, and what only a cluster reads."""
+    return list(yaml.safe_load_all((ROOT / "pipelines" / "training.yaml").read_text()))
+
+
+@pytest.fixture(scope="module")
+def spec(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    return documents[0]
+
+
+def on_kubernetes(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What each step's pod is given, by the name of the step."""
+    found = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {name.removeprefix("exec-"): given for name, given in found.items()}
+
+
+def compiled(tmp_path: Path, **settings: str) -> list[dict[str, Any]]:
+    """The spec as it is compiled where these settings hold."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.training", "--to", str(tmp_path / "spec.yaml")],
+        cwd=ROOT,
+        env={**os.environ, **{f"PERENNIAL_{k.upper()}": v for k, v in settings.items()}},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all((tmp_path / "spec.yaml").read_text()))
 
 
 def tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -160,3 +186,51 @@ def test_the_dashboard_gets_typed_artifacts(spec):
         "gate.judged": "system.Model",
         "gate.card": "system.Markdown",
     }
+
+
+def test_every_step_is_bounded_and_may_run_in_a_restricted_namespace(documents):
+    pods = on_kubernetes(documents)
+
+    assert set(pods) == {*STEPS, "notify"}
+    for name, pod in pods.items():
+        assert pod["activeDeadlineSeconds"] == "3600", name
+        assert pod["securityContext"] == {"runAsNonRoot": True}, name
+
+
+def test_every_step_asks_for_what_it_needs_and_gets_no_more_memory(spec):
+    for name, executor in spec["deploymentSpec"]["executors"].items():
+        asked = executor["container"]["resources"]
+        assert asked["resourceCpuRequest"] == "1", name
+        assert asked["resourceMemoryRequest"] == asked["resourceMemoryLimit"] == "3Gi", name
+
+
+def test_every_step_is_told_where_state_and_artifacts_are(documents):
+    for name, pod in on_kubernetes(documents).items():
+        secrets = {s["secretName"]: s for s in pod["secretAsEnv"]}
+        told = {k["envVar"] for s in secrets.values() for k in s["keyToEnv"]}
+        told |= {k["envVar"] for c in pod["configMapAsEnv"] for k in c["keyToEnv"]}
+        assert {"PERENNIAL_STATE_URL", "PERENNIAL_ARTIFACTS", "AWS_SECRET_ACCESS_KEY"} <= told, name
+        # A step without the database would write its story into a pod that goes away.
+        assert not secrets["state"]["optional"], name
+        assert not pod["configMapAsEnv"][0]["optional"], name
+
+
+def test_no_step_counts_on_retries_that_a_backend_does_not_make(spec):
+    assert [n for n, task in tasks(spec).items() if "retryPolicy" in task] == []
+
+
+def test_settings_of_a_cluster_reach_the_steps(tmp_path):
+    made = compiled(
+        tmp_path,
+        image="registry.local/perennial:7-python3.11",
+        run_node_selector="pool=batch,example.com/disk=ssd",
+        step_timeout_s="900",
+        run_cpu="500m",
+    )
+
+    containers = [e["container"] for e in made[0]["deploymentSpec"]["executors"].values()]
+    assert {c["image"] for c in containers} == {"registry.local/perennial:7-python3.11"}
+    assert {c["resources"]["resourceCpuRequest"] for c in containers} == {"500m"}
+    for name, pod in on_kubernetes(made).items():
+        assert pod["nodeSelector"]["labels"] == {"pool": "batch", "example.com/disk": "ssd"}, name
+        assert pod["activeDeadlineSeconds"] == "900", name

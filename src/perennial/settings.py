@@ -165,8 +165,12 @@ class Settings(BaseModel):
         ),
     ] = "3Gi"
     run_deadline_s: Annotated[
-        int, Field(ge=60, description="Seconds after which the Job of a run is ended, retries and all.")
+        int,
+        Field(ge=60, description="Seconds after which the Job of a run is ended, retries and all."),
     ] = 7200
+    run_start_s: Annotated[
+        int, Field(ge=5, description="Seconds in which the pod of a run must have started.")
+    ] = 180
     kfp_endpoint: Annotated[
         str,
         Field(
