@@ -267,7 +267,7 @@ def edge_port(wanted: int) -> int:
 def surroundings(settings: Settings) -> dict[str, str]:
     """Variables by which a child reads the same settings as we have."""
     given = settings.model_copy(update={"home": settings.home.resolve()})
-    return {f"{PREFIX}{name.upper()}": str(value) for name, value in given}
+    return {f"{PREFIX}{name.upper()}": str(value) for name, value in given if value is not None}
 
 
 def _running(folder: Path) -> Unavailable:
