@@ -6,4 +6,8 @@ from perennial.settings import Settings
 
 def launcher(settings: Settings) -> Launcher:
     """The one constructor that says where pipelines run: here, in a Job, or by a KFP backend."""
+    if settings.launcher == "job":
+        from perennial.retrain.job import JobLauncher
+
+        return JobLauncher(settings)
     return LocalLauncher(settings, settings.root / SPEC)

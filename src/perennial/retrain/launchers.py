@@ -30,7 +30,7 @@ _PR_SET_PDEATHSIG = 1
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _BEGINS = re.compile(r"Executing task '([\w-]+)'")
 _FAILS = re.compile(r"Task '([\w-]+)' finished with status FAILURE")
-_RAISED = re.compile(r"\s*(?:[a-z_][\w.]*\.)?[A-Z]\w+: (.+)")
+_RAISED = re.compile(r"\s*(?:[a-z_][\w.]*\.)?([A-Z]\w+): (.+)")
 
 Progress = Callable[[str], None]
 
@@ -91,7 +91,7 @@ class LocalLauncher:
             raise BadInput(f"no compiled spec at {self._spec}; run 'make spec'")
         name = projects.load(request.project).name
         record = _Record(name, self._settings.state(name), request.trigger)
-        log = _Log(record.state.logs / f"run-{_short(request.trigger)}.log", progress)
+        log = Log(record.state.logs / f"run-{_short(request.trigger)}.log", progress)
         code = self._wait(request, log)
         if self._stopped:
             raise RunFailed(f"the run was stopped while it did {log.step or 'nothing yet'}")
@@ -101,43 +101,55 @@ class LocalLauncher:
         """End the present run with all its steps; nothing is written about how it ended."""
         self._stopped = True
         if self._child is not None:
-            _end(self._child)
+            end(self._child)
 
-    def _wait(self, request: RunRequest, log: "_Log") -> int:
+    def _wait(self, request: RunRequest, log: "Log") -> int:
         self._stopped = False
         with tempfile.TemporaryDirectory(prefix="perennial-run-") as scratch:
-            child = subprocess.Popen(
-                _command(self._spec, request),
-                env=_environment(self._settings, scratch),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
+            child = start(self._settings, self._spec, request, scratch)
             self._child = child
             try:
-                log.follow(child)
+                for _ in log.lines(child):
+                    pass
                 return child.wait()
             finally:
                 self._child = None
-                _end(child)
+                end(child)
 
 
-class _Log:
-    """The output of a run: kept in a file, and read for what it tells."""
+class Notes:
+    """What the output of a run tells: which step goes on, which failed first, and why."""
 
-    def __init__(self, path: Path, progress: Progress | None) -> None:
-        self.path = path
+    def __init__(self, progress: Progress | None = None) -> None:
         self.step = ""
         self.failed = ""  # step that failed first
         self.error = ""  # what it said
-        self._last = ""
+        self.kind = ""  # class of the error that it raised; empty where it ended without a word
+        self._last = ("", "")
         self._progress = progress
 
-    def follow(self, child: "subprocess.Popen[str]") -> None:
-        """Read until the child closes its output."""
+    def read(self, line: str) -> None:
+        """Take notice of one line."""
+        if found := _BEGINS.search(line):
+            self.step, self._last = found[1], ("", "")
+            if self._progress:
+                self._progress(self.step)
+        elif (found := _FAILS.search(line)) and not self.failed:
+            self.failed = found[1]
+            self.kind, self.error = self._last
+        elif found := _RAISED.fullmatch(line.rstrip()):
+            self._last = (found[1], found[2])
+
+
+class Log(Notes):
+    """The output of a run, kept in a file while it is read."""
+
+    def __init__(self, path: Path, progress: Progress | None = None) -> None:
+        super().__init__(progress)
+        self.path = path
+
+    def lines(self, child: "subprocess.Popen[str]") -> Iterator[str]:
+        """Each line as soon as it was kept and read, until the child closes its output."""
         assert child.stdout is not None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", encoding="utf-8") as file, child.stdout as output:
@@ -146,17 +158,7 @@ class _Log:
                 file.write(plain)
                 file.flush()
                 self.read(plain)
-
-    def read(self, line: str) -> None:
-        """Take notice of one line."""
-        if found := _BEGINS.search(line):
-            self.step, self._last = found[1], ""
-            if self._progress:
-                self._progress(self.step)
-        elif (found := _FAILS.search(line)) and not self.failed:
-            self.failed, self.error = found[1], self._last
-        elif found := _RAISED.fullmatch(line.rstrip()):
-            self._last = found[1]
+                yield plain
 
 
 class _Record:
@@ -168,7 +170,7 @@ class _Record:
         self._trigger = trigger
         self._before = {e.seq for e in self._entries()}
 
-    def result(self, code: int, log: _Log) -> RunResult:
+    def result(self, code: int, log: Log) -> RunResult:
         """How the run ended. Raises RunFailed unless it succeeded."""
         entries = [e for e in self._entries() if e.seq not in self._before]
         run = self._run(entries)
@@ -215,7 +217,7 @@ class _Record:
             engine.dispose()
 
 
-def _reason(fault: Entry | None, log: _Log, code: int) -> str:
+def _reason(fault: Entry | None, log: Log, code: int) -> str:
     if fault:
         return f"step {fault.body['step']} failed: {fault.body['reason']}"
     if log.failed:
@@ -228,7 +230,23 @@ def _short(trigger: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", trigger).strip("-")[:24] or "unnamed"
 
 
-def _command(spec: Path, request: RunRequest) -> list[str]:
+def start(
+    settings: Settings, spec: Path, request: RunRequest, scratch: str, kept: Path | None = None
+) -> "subprocess.Popen[str]":
+    """The child that runs a spec; ``kept`` is where it finds steps that are done already."""
+    return subprocess.Popen(
+        _command(spec, request, kept),
+        env=_environment(settings, scratch),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+
+def _command(spec: Path, request: RunRequest, kept: Path | None) -> list[str]:
     return [
         *(sys.executable, "-m", "perennial.retrain.launchers"),
         *("--child-of", str(os.getpid())),
@@ -239,6 +257,7 @@ def _command(spec: Path, request: RunRequest) -> list[str]:
         *("--trigger", request.trigger),
         *("--trials", str(request.trials)),
         *("--seed", str(request.seed)),
+        *(("--kept", str(kept)) if kept else ()),
     ]
 
 
@@ -247,7 +266,7 @@ def _environment(settings: Settings, scratch: str) -> dict[str, str]:
     given = settings.model_copy(update={"home": settings.home.resolve()}).model_dump()
     return {
         **os.environ,
-        **{f"{PREFIX}{name.upper()}": str(value) for name, value in given.items()},
+        **{f"{PREFIX}{k.upper()}": str(value) for k, value in given.items() if value is not None},
         "TMPDIR": scratch,  # kfp leaves a folder behind for every step
         "OMP_NUM_THREADS": "2",
         "OMP_WAIT_POLICY": "passive",
@@ -257,7 +276,7 @@ def _environment(settings: Settings, scratch: str) -> dict[str, str]:
     }
 
 
-def _end(child: "subprocess.Popen[str]") -> None:
+def end(child: "subprocess.Popen[str]") -> None:
     """End the child's whole session, softly first; nothing of it may go on."""
     _signal(child.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -308,6 +327,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trials", type=int, default=0, help="0: the project's")
     parser.add_argument("--seed", type=int, default=-1, help="-1: the project's")
     parser.add_argument("--spec", type=Path, help="compiled pipeline")
+    parser.add_argument("--kept", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--child-of", type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
@@ -335,8 +355,9 @@ def _run_inside(asked: argparse.Namespace) -> int:
     state = Settings.load().state(projects.load(Path(asked.project)).name)
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(state.runs),
+        pipeline_root=str(asked.kept or state.runs),
         raise_on_error=False,
+        enable_caching=asked.kept is not None,
     )
     components.load_component_from_file(str(asked.spec))(
         project=asked.project,
