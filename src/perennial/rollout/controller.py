@@ -7,12 +7,13 @@ controller that was killed at any point is gone on with by the next one.
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Protocol
 
 from sqlalchemy import Engine
 
 from perennial.errors import BadInput, PerennialError, Unavailable
 from perennial.ledger import Ledger
-from perennial.project import Project
+from perennial.project import Rollout
 from perennial.records import Evidence, Judgement, Phase, RolloutState, Verdict
 from perennial.rollout import judge, plan
 from perennial.rollout.ports import Clock, EvidenceSource, Revisions, Traffic
@@ -21,12 +22,26 @@ from perennial.store import rollouts
 log = logging.getLogger(__name__)
 
 
+class Subject(Protocol):
+    """Whose rollouts are moved: a project, or what a cluster knows of one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rollout(self) -> Rollout: ...
+
+
+def _nameless(_name: str) -> str:
+    return ""
+
+
 class Controller:
     """Moves the rollouts of one project."""
 
     def __init__(
         self,
-        project: Project,
+        project: Subject,
         engine: Engine,
         ledger: Ledger,
         traffic: Traffic,
@@ -34,9 +49,9 @@ class Controller:
         revisions: Revisions,
         clock: Clock,
         on_promoted: Callable[[RolloutState], None] | None = None,
+        platform_name: Callable[[str], str] = _nameless,
     ) -> None:
         self._project = project
-        self._limits = project.rollout
         self._engine = engine
         self._ledger = ledger
         self._traffic = traffic
@@ -44,19 +59,23 @@ class Controller:
         self._revisions = revisions
         self._clock = clock
         self._on_promoted = on_promoted
+        self._platform_name = platform_name
         self._stopwatch = ("", 0.0)
         self.settled = False
         self.problem = ""
+        self._why = ""
 
     def tick(self) -> RolloutState | None:
         """Look once and move at most one step; gives the rollout it looked at."""
         try:
+            self._why = ""
             state = self._tick()
-            self.problem = ""
+            self.problem = self._why
             return state
         except Unavailable as exc:
             # What does not answer now is asked again at the next tick, with nothing half moved.
-            log.warning("rollout waits project=%s reason=%s", self._project.name, exc)
+            if str(exc) != self.problem:
+                log.warning("rollout waits project=%s reason=%s", self._project.name, exc)
             self.problem = str(exc)
             return rollouts.open_rollout(self._engine, self._project.name)
 
@@ -89,15 +108,25 @@ class Controller:
         name = plan.name(state)
         if fault := self._bring_up(state):
             return self._end(state, f"{name} did not start: {fault}")
-        if not self._revisions.ready(name):
-            if self._elapsed(f"start {state.id}") > self._limits.ready_s:
-                return self._end(state, f"{name} was not ready within {self._limits.ready_s:g} s")
+        waits = self._waits(name)
+        if waits is not None:
+            ready_s = self._limits(state).ready_s
+            if self._elapsed(f"start {state.id}") > ready_s:
+                return self._end(state, f"{name} was not ready within {ready_s:g} s{waits}")
             return state
         if self._serving() is None:
             return self._move(plan.end(state, Phase.PROMOTED, "first model, nothing to compare"))
         if plan.is_by_hand(state):
             return self._move(plan.end(state, Phase.PROMOTED, "rollback by hand"))
-        return self._move(plan.first_step(state, self._limits.steps))
+        return self._move(plan.first_step(state, self._limits(state).steps))
+
+    def _waits(self, name: str) -> str | None:
+        """None when a revision is ready, else how a sentence about it goes on."""
+        try:
+            return None if self._revisions.ready(name) else ""
+        except Unavailable as exc:
+            self._why = str(exc)
+            return f": {exc}"
 
     def _bring_up(self, state: RolloutState) -> str:
         """Start the revision if need be; says why that cannot succeed."""
@@ -105,6 +134,11 @@ class Controller:
         try:
             if name not in self._revisions.names():
                 self._revisions.start(state)
+        except Unavailable as exc:
+            # Asked again until the time to become ready is over.
+            if self._elapsed(f"start {state.id}") <= self._limits(state).ready_s:
+                raise
+            return str(exc)
         except PerennialError as exc:
             return str(exc)
         return self._revisions.died(name)
@@ -117,11 +151,12 @@ class Controller:
         if died := self._revisions.died(plan.name(state)):
             return self._end(state, died)
         elapsed_s = self._elapsed(f"step {_key(state)}")
-        judgement = judge.judge(evidence, self._limits, elapsed_s)
+        limits = self._limits(state)
+        judgement = judge.judge(evidence, limits, elapsed_s)
         if judgement.verdict is Verdict.HOLD:
             return self._hold(state, judgement)
         self._record_step(state, judgement, evidence)
-        return self._move(plan.after(state, judgement, self._limits.steps))
+        return self._move(plan.after(state, judgement, limits.steps))
 
     def _take_share(self, state: RolloutState) -> RolloutState:
         """Give a canary the share its step says, once it is ready: it may have to start again."""
@@ -129,7 +164,7 @@ class Controller:
         name = plan.name(state)
         if fault := self._bring_up(state):
             return self._end(state, f"{name} is down: {fault}")
-        if self._elapsed(f"share {_key(state)}") > self._limits.ready_s:
+        if self._elapsed(f"share {_key(state)}") > self._limits(state).ready_s:
             return self._end(state, f"{name} did not get its share: {self.problem or 'not ready'}")
         if not self._revisions.ready(name):
             self._traffic.set_weights({plan.name(stable): 100})
@@ -143,7 +178,7 @@ class Controller:
     def _hold(self, state: RolloutState, judgement: Judgement) -> RolloutState:
         if judgement.reason == state.reason:
             return state
-        return self._save(plan.after(state, judgement, self._limits.steps))
+        return self._save(plan.after(state, judgement, self._limits(state).steps))
 
     def _end(self, state: RolloutState, reason: str) -> RolloutState:
         return self._move(plan.end(state, Phase.ROLLED_BACK, reason))
@@ -168,25 +203,40 @@ class Controller:
         if serving and not self._serve(serving, history):
             return
         if last:
-            self._stop_rejected(last, serving, history)
             self._record_end(last, history)
+            self._stop_rejected(last, serving, history)
         self.settled = True
 
     def _serve(self, serving: RolloutState, history: list[RolloutState]) -> bool:
         """Let the serving version have its traffic; says whether it is ready."""
-        if plan.name(serving) not in self._revisions.names():
+        name = plan.name(serving)
+        if name not in self._revisions.names():
             self._revisions.start(serving)
         # A canary in flight keeps its share through a restart of the controller.
-        if not any(r.phase is Phase.CANARY for r in history):
-            self._traffic.set_weights({plan.name(serving): 100})
-        return self._revisions.ready(plan.name(serving))
+        if not any(r.phase is Phase.CANARY for r in history) and self._owes(name, history):
+            self._traffic.set_weights({name: 100})
+        return self._revisions.ready(name)
+
+    def _owes(self, name: str, history: list[RolloutState]) -> bool:
+        """Was the last move not finished? What was, and somebody changed since, stays changed."""
+        last = plan.newest_over(history)
+        finished = last is None or self._is_told(last, history)
+        return not finished or not self._shares() or name not in self._shares()
 
     def _stop_rejected(
         self, last: RolloutState, serving: RolloutState | None, history: list[RolloutState]
     ) -> None:
         going = next((r for r in history if not r.phase.over), None)
-        if last.phase is Phase.ROLLED_BACK and plan.name(last) not in self._names(serving, going):
-            self._revisions.stop(plan.name(last))
+        name = plan.name(last)
+        if last.phase is not Phase.ROLLED_BACK or name in self._names(serving, going):
+            return
+        try:
+            self._revisions.stop(name)
+        except Unavailable:
+            # It has no traffic: what cannot be cleared away must not keep the next model waiting.
+            if self._elapsed(f"stop {last.id}") <= self._limits(last).ready_s:
+                raise
+            log.warning("rejected revision=%s is not cleared away", name)
 
     def _record_step(self, state: RolloutState, judgement: Judgement, evidence: Evidence) -> None:
         body = {
@@ -196,23 +246,27 @@ class Controller:
             "reason": judgement.reason,
             "canary_requests": evidence.canary.requests if evidence.canary else 0,
         }
-        self._append("rollout.step", body)
+        self._append("rollout.step", {**body, **self._platform(plan.name(state))})
 
     def _record_end(self, last: RolloutState, history: list[RolloutState]) -> None:
-        before = plan.before(last, history)
-        if last.phase is Phase.ROLLED_BACK:
-            kind, body = "rolled_back", {**_subject(last, last), "reason": last.reason}
-        elif before and plan.is_by_hand(last):
-            reason = f"by hand; {plan.name(last)} serves again"
-            kind, body = "rolled_back", {**_subject(last, before), "reason": reason}
-        else:
-            kind = "promoted" if before else "served"
-            body = {**_subject(last, last), "reason": last.reason}
-        if self._is_recorded(kind, last):
+        if self._is_told(last, history):
             return
-        self._append(kind, body)
+        before = plan.before(last, history)
+        body = {**_subject(last, last), "reason": last.reason}
+        if last.phase is Phase.PROMOTED and before and plan.is_by_hand(last):
+            reason = f"by hand; {plan.name(last)} serves again"
+            body = {**_subject(last, before), "reason": reason}
+        self._append(_kind(last, before), {**body, **self._platform(plan.name(last))})
         if self._on_promoted and last.phase is Phase.PROMOTED:
             self._on_promoted(last)
+
+    def _platform(self, name: str) -> dict[str, object]:
+        """What the platform calls a revision, where it has a name of its own."""
+        found = self._platform_name(name)
+        return {"revision": found} if found else {}
+
+    def _is_told(self, last: RolloutState, history: list[RolloutState]) -> bool:
+        return self._is_recorded(_kind(last, plan.before(last, history)), last)
 
     def _is_recorded(self, kind: str, state: RolloutState) -> bool:
         entries = self._ledger.entries(self._project.name, kind)
@@ -230,6 +284,11 @@ class Controller:
     def _save(self, state: RolloutState) -> RolloutState:
         rollouts.save(self._engine, state)
         return state
+
+    def _limits(self, state: RolloutState) -> Rollout:
+        """The limits that were pinned with the wish, else the project's of today."""
+        pinned = state.limits not in ("", "{}")
+        return Rollout.model_validate_json(state.limits) if pinned else self._project.rollout
 
     def _serving(self) -> RolloutState | None:
         return rollouts.serving(self._engine, self._project.name)
@@ -271,6 +330,7 @@ def roll_back(engine: Engine, ledger: Ledger, project: str, now: datetime) -> Ro
         digest=target.digest,
         bundle_uri=target.bundle_uri,
         run_id=run_id,
+        limits=target.limits,
     )
     subject = plan.name(wish)
     asked = ledger.entries(project, "rollout.wished", subject)
@@ -278,6 +338,13 @@ def roll_back(engine: Engine, ledger: Ledger, project: str, now: datetime) -> Ro
         body = {**_subject(wish, wish), "run": run_id}
         ledger.append("rollout.wished", project=project, subject=subject, body=body, now=now)
     return wish
+
+
+def _kind(last: RolloutState, before: RolloutState | None) -> str:
+    """How the ledger calls the end of a rollout."""
+    if last.phase is Phase.ROLLED_BACK or (before and plan.is_by_hand(last)):
+        return "rolled_back"
+    return "promoted" if before else "served"
 
 
 def _subject(rollout: RolloutState, about: RolloutState) -> dict[str, object]:

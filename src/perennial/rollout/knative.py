@@ -128,10 +128,10 @@ class KnativeService:
         seen = self._look()
         if seen is None:
             return False
-        if seen.top == name:
-            return self._is_newest_ready(seen)
         carrying = [r for r in seen.shares if self._label(r) == name]
-        return any(self._is_ready(revision) for revision in carrying)
+        if carrying or seen.top != name:
+            return any(self._is_ready(revision) for revision in carrying)
+        return self._is_newest_ready(seen)
 
     def died(self, name: str) -> str:
         """How a server of the revision ended; empty while none did."""
