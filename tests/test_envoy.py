@@ -14,11 +14,27 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
-from edges import CALL, INFER, Edge, Handler, Server, metrics, running_edge, split
+from adapters import TrafficContract
+from edges import (
+    CALL,
+    INFER,
+    Edge,
+    EdgeBench,
+    Handler,
+    Server,
+    ended,
+    envoy,
+    free_ports,
+    metrics,
+    running_edge,
+    split,
+    wait_until,
+)
 
 from perennial.errors import Unavailable
 from perennial.records import Evidence
 from perennial.rollout import edge
+from perennial.rollout.envoy import Files
 from perennial.rollout.evidence import Counters
 
 
@@ -33,6 +49,22 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
     with running_edge(tmp_path_factory.mktemp("edge")) as found:
         found.traffic.set_weights({"v1": 100})
         yield found
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeBench]:
+    port, admin = free_ports(2)
+    way = Files(tmp_path_factory.mktemp("contract"), port, admin)
+    bench = EdgeBench(way, port)
+    process = envoy(way.bootstrap())
+    wait_until(bench.traffic.is_live)
+    yield bench
+    bench.close()
+    ended(process)
+
+
+class TestFiles(TrafficContract):
+    """The one Envoy of a machine, told by files."""
 
 
 def test_before_any_model_serves_the_edge_says_so(live):
