@@ -83,6 +83,11 @@ def _start_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     _project_argument(replay, required=True)
     replay.add_argument("--source", default="", help="file with raw rows, instead of the project's")
     replay.add_argument("--until", default="", help="stop at this event time (2011-10-01)")
+    replay.add_argument("--to", default="", help="only send, to this URL of a loop elsewhere")
+    replay.add_argument("--host", default="", help="with --to: Host header that an ingress wants")
+    replay.add_argument("--from", dest="since", default="", help="with --to: first event time")
+    replay.add_argument("--rows", type=_positive, default=1, help="with --to: rows a request (1)")
+    replay.add_argument("--pause", type=float, default=0.0, help="with --to: seconds between (0)")
     replay.add_argument("--json", action="store_true", help="print the summary as JSON at the end")
     up = _add(commands, "up", "Serve a project in the foreground until Ctrl-C.", _up)
     _project_argument(up, required=True)
@@ -164,11 +169,22 @@ def _init(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
+    if args.to:
+        return _send(args)
     from perennial.local import replay
 
     return replay.main(
         _settings(), args.project, source=args.source, until=args.until, as_json=args.json
     )
+
+
+def _send(args: argparse.Namespace) -> int:
+    from perennial.local import send
+
+    wanted = send.Wanted(
+        args.to, args.host, args.source, args.since, args.until, args.rows, max(args.pause, 0.0)
+    )
+    return send.main(_settings(), args.project, wanted)
 
 
 def _up(args: argparse.Namespace) -> int:
@@ -187,6 +203,12 @@ def _rollback(args: argparse.Namespace) -> int:
     from perennial.local import stack
 
     return stack.roll_back(_settings(), args.project)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def _status(args: argparse.Namespace) -> int:

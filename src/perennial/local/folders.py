@@ -7,10 +7,11 @@ from perennial.errors import BadInput
 from perennial.settings import Settings, StateFolder
 
 REPLAYS = "replays"
+PROJECTS = "projects"  # where a cluster mounts them, below the root
 
 
 def project_folder(settings: Settings, text: str) -> Path:
-    """The folder with the project.yaml that ``text`` names, here or below the root.
+    """The project that ``text`` names, here or below the root: a folder, or a YAML file.
 
     Raises BadInput that lists the shipped examples when there is none.
     """
@@ -19,6 +20,8 @@ def project_folder(settings: Settings, text: str) -> Path:
         if candidate.name == "project.yaml" and candidate.is_file():
             return candidate.parent
         if (candidate / "project.yaml").is_file():
+            return candidate
+        if candidate.suffix == ".yaml" and candidate.is_file():
             return candidate
     shipped = sorted(p.parent.name for p in (settings.root / "examples").glob("*/project.yaml"))
     raise BadInput(
@@ -39,6 +42,8 @@ def state(settings: Settings, text: str) -> StateFolder:
     A project that was both served and replayed has two; the one used last counts.
     """
     wanted = project.load(project_folder(settings, text)).name if text else None
+    if settings.state_url:
+        return settings.state(wanted or _only_project(settings))
     found = [
         StateFolder(db.parent.resolve())
         for home in (settings.home, settings.home / REPLAYS)
@@ -51,6 +56,15 @@ def state(settings: Settings, text: str) -> StateFolder:
             f" run 'perennial replay {text or 'examples/retail'}' or 'perennial up' first"
         )
     return max(found, key=_last_used)
+
+
+def _only_project(settings: Settings) -> str:
+    """The one project of a tenant's pods."""
+    files = sorted((settings.root / PROJECTS).glob("*.yaml"))
+    if len(files) != 1:
+        names = ", ".join(f"{PROJECTS}/{file.name}" for file in files)
+        raise BadInput(f"the state of several projects is in one database; name one: {names}")
+    return project.load(files[0]).name
 
 
 def _last_used(folder: StateFolder) -> float:

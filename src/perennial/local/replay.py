@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -57,8 +58,15 @@ class Sent:
 class Client:
     """Sends rows of a table as V2 requests through the edge."""
 
-    def __init__(self, edge: str, name: str, contract: Contract, answers: Answers) -> None:
-        self._http = httpx.Client(base_url=edge, timeout=30.0, trust_env=False)
+    def __init__(
+        self,
+        edge: str,
+        name: str,
+        contract: Contract,
+        answers: Answers,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._http = httpx.Client(base_url=edge, timeout=30.0, trust_env=False, headers=headers)
         self._path = f"/v2/models/{name}/infer"
         self._contract = contract
         self._answers = answers
@@ -75,9 +83,10 @@ class Client:
             return self._failed(rows, f"a request through the edge failed: {exc!r}")
         if response.status_code != 200:
             return self._failed(rows, f"HTTP {response.status_code}: {response.text[:200]}")
-        outputs = {o["name"]: o["data"] for o in response.json()["outputs"]}
+        told = response.json()
+        outputs = {o["name"]: o["data"] for o in told["outputs"]}
         scores = np.asarray(outputs["probability"], dtype=np.float64)
-        return Sent(scores, response.headers.get("x-revision", ""))
+        return Sent(scores, told["parameters"]["revision"])
 
     def burst(self, rows: pd.DataFrame) -> list[Sent]:
         """One request a row, a few at a time: what a rollout wants to see."""
