@@ -6,6 +6,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from perennial.records import LATENCY_BOUNDS_MS as LATENCY_BOUNDS_MS
+
 Config = dict[str, Any]
 # From the name of a document to where Envoy reads it.
 Source = Callable[[str], Config]
@@ -17,7 +19,7 @@ LOOPBACK, ANYWHERE = "127.0.0.1", "0.0.0.0"
 HOLD_S = 15.0
 
 # A pod of the edge: what clients ask, what the operator and the kubelet read, what nobody reaches.
-POD_PORT, STATS_PORT, ADMIN_PORT = 8080, 9902, 9901
+POD_PORT, STATS_PORT, ADMIN_PORT = 8080, 8082, 9901
 OPERATOR, ADMIN = "operator", "admin"
 
 MAX_BODY = 1 << 20
@@ -27,11 +29,6 @@ INFER_TIMEOUT = "5s"
 PROBE_TIMEOUT = "2s"
 # Shorter than the 65 s of KServe, which could else close a connection just as a request takes it.
 IDLE_TIMEOUT = "30s"
-# Fine enough that a p95 between two bounds is off by a few percent only.
-LATENCY_BOUNDS_MS = (
-    *(1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 18, 22, 27, 33, 40, 50, 60, 75, 90, 110, 135, 165, 200),
-    *(250, 300, 370, 450, 550, 670, 820, 1000, 1500, 2000, 3000, 5000, 10000),
-)
 GRPC_SERVICE = "inference.GRPCInferenceService"
 GRPC_PROBES = ("ServerLive", "ServerReady", "ModelReady", "ModelMetadata")
 
