@@ -68,6 +68,7 @@ OPERATOR = (
     | verbs("eventing.knative.dev", "brokers", "get")
     | verbs("", "pods", "get", "list")
 )
+STANDARD = verbs("", "services", "get")
 KNATIVE = verbs("serving.knative.dev", "revisions", "get", "list")
 JOBS = (
     verbs("batch", "jobs", "create", "get", "list", "delete")
@@ -86,7 +87,7 @@ KFP_RUN = (
 )
 RIGHTS = {
     "demo": {"operator": OPERATOR | KNATIVE, "retraining": JOBS},
-    "demo-standard": {"operator": OPERATOR, "retraining": JOBS},
+    "demo-standard": {"operator": OPERATOR | STANDARD, "retraining": JOBS},
     "staging": {"operator": OPERATOR | KNATIVE, "retraining": KFP, "pipeline-run": KFP_RUN},
     "production": {"operator": OPERATOR | KNATIVE, "retraining": KFP, "pipeline-run": KFP_RUN},
 }
