@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import orjson
 
 from perennial.errors import BadInput
 from perennial.serving import wire
-from perennial.serving.service import REQUESTS, InvalidOutput
+from perennial.serving.service import InvalidOutput, count
 from perennial.serving.wire import Answer, Ask, Refused
 
 log = logging.getLogger("perennial.serving")
@@ -59,21 +60,22 @@ class Door:
     async def _outcome(
         self, headers: Mapping[str, str], receive: Receive
     ) -> tuple[int, Mapping[str, str], bytes]:
+        began = time.perf_counter()
         try:
             body = await _body(headers, receive)
             ask = await _read(headers, body)
             answer = await self._infer(ask, headers)
         except Exception as exc:
-            status, sentence = verdict(self._name, exc)
+            status, sentence = verdict(self._name, exc, began)
             return status, {}, _error(sentence)
-        REQUESTS.labels(self._name, "ok").inc()
+        count(self._name, "ok", time.perf_counter() - began)
         return 200, *wire.write_rest(answer, binary=ask.binary)
 
 
-def verdict(name: str, exc: Exception) -> tuple[int, str]:
+def verdict(name: str, exc: Exception, began: float) -> tuple[int, str]:
     """Status and sentence of a failed request; counts who caused it, logs what is ours."""
     cause, status, sentence = _judge(exc)
-    REQUESTS.labels(name, cause).inc()
+    count(name, cause, time.perf_counter() - began)
     if cause == "platform":
         log.error("request failed model=%s status=%d", name, status, exc_info=exc)
     return status, sentence

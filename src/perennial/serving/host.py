@@ -5,6 +5,7 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from perennial.drift import light
 from perennial.errors import Unavailable
 from perennial.serving import wire
 from perennial.serving.door import Door, verdict
-from perennial.serving.service import REQUESTS, Service, declare
+from perennial.serving.service import Service, count, declare
 from perennial.serving.wire import Answer, Ask, Refused
 
 # KServe's package imports a client of the Kubernetes API, which no server uses: over a second.
@@ -91,12 +92,13 @@ class Servicer(InferenceServicer):
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         """Answer one inference; the status code says whose fault a failure is."""
+        began = time.perf_counter()
         try:
             answer = await self._infer(request, context)
         except Exception as exc:
-            status, sentence = verdict(self._model.name, exc)
+            status, sentence = verdict(self._model.name, exc, began)
             await context.abort(_CODES.get(status, StatusCode.INTERNAL), sentence)
-        REQUESTS.labels(self._model.name, "ok").inc()
+        count(self._model.name, "ok", time.perf_counter() - began)
         return answer
 
     async def _infer(self, request: Any, context: Any) -> Any:

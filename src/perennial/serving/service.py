@@ -5,16 +5,23 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 
 from perennial.contract import Matrix
 from perennial.errors import PerennialError
+from perennial.records import LATENCY_BOUNDS_MS
 from perennial.serving.wire import Answer, Ask
 
 REQUESTS = Counter(
     "perennial_requests",
     "Inference requests by who caused their outcome: ok, client, model, platform.",
     ["model_name", "cause"],
+)
+SECONDS = Histogram(
+    "perennial_request_seconds",
+    "Seconds to answer an inference request; one that a client got wrong is left out.",
+    ["model_name"],
+    buckets=[bound / 1000 for bound in LATENCY_BOUNDS_MS],
 )
 INVALID = Counter(
     "perennial_invalid_outputs",
@@ -65,8 +72,16 @@ class Service(Protocol):
 def declare(name: str) -> None:
     """Make the counters of a model visible at 0, so that their absence is no evidence."""
     INVALID.labels(name)
+    SECONDS.labels(name)
     for cause in CAUSES:
         REQUESTS.labels(name, cause)
+
+
+def count(name: str, cause: str, seconds: float) -> None:
+    """Count one answered request by who caused its outcome."""
+    REQUESTS.labels(name, cause).inc()
+    if cause != "client":
+        SECONDS.labels(name).observe(seconds)
 
 
 def probabilities(name: str, scores: Matrix) -> Matrix:

@@ -118,7 +118,7 @@ def _refusal(found: httpx.Response) -> Exception:
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(parents=[options.shared()], add_help=False, allow_abbrev=False)
     parser.add_argument(
-        "--segments", type=Path, default=Path("/tmp/segments"), help="Folder for served rows."
+        "--segments", default="/tmp/segments", help="Folder for served rows, a path or a URI."
     )
     parser.add_argument("--sink", default="", help="URL that takes drift events; empty: nobody.")
     parser.add_argument("--key", type=Path, help="File with the key that signs events.")
@@ -156,7 +156,7 @@ def _serve(argv: Sequence[str]) -> int:
 def _watcher(parts: Parts, given: argparse.Namespace, key: bytes | None) -> Watcher:
     names = [f["name"] for f in parts.contract["features"]]
     announcer: Announcer = Outbox(given.sink, key, _now) if given.sink else Silence()
-    writer = Writer.new(given.segments, given.revision or "model", names)
+    writer = Writer.new(Path(given.segments), given.revision or "model", names)
     return Watcher(parts.project, detectors.watch(parts), writer, announcer, _now)
 
 
