@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stores import place, s3, s3_bucket  # noqa: F401  fixtures
+from stores import (  # noqa: F401  fixtures
+    database_url,
+    engine,
+    place,
+    postgres,
+    s3,
+    s3_bucket,
+    tenant_url,
+)
 
 from perennial.settings import Settings
 

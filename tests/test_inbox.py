@@ -3,7 +3,6 @@
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
@@ -19,11 +18,6 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 def event(name: str = "e1", source: str = "/a") -> Event:
     data = {"window_start": "2011-05-29T00:00:00+00:00", "p": [0.1, None], "t": "ü"}
     return Event(name, source, "dev.perennial.drift.detected", "churn", NOW, data)
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return make_engine(f"sqlite:///{tmp_path}/state.db")
 
 
 @pytest.fixture
@@ -74,10 +68,12 @@ def test_an_event_that_fails_three_times_is_set_aside_with_the_reason(inbox: Inb
     assert not inbox.put(event("poison"))
 
 
-def test_another_process_sees_what_was_acknowledged(inbox: Inbox, engine: Engine):
+def test_another_process_sees_what_was_acknowledged(inbox: Inbox, database_url: str):
     inbox.put(event())
 
-    assert Inbox(make_engine(str(engine.url))).pending() == inbox.pending()
+    other = make_engine(database_url)
+    assert Inbox(other).pending() == inbox.pending()
+    other.dispose()
 
 
 def test_an_inbox_that_cannot_write_says_so(engine: Engine, inbox: Inbox):

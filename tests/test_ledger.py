@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,15 +10,9 @@ from sqlalchemy import Engine
 
 from perennial import ledger
 from perennial.errors import BadInput, LoopBroken
-from perennial.store.engine import make_engine
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 OLD, NEW, BAD = ("sha256:" + c * 64 for c in "abc")
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return make_engine(f"sqlite:///{tmp_path}/state.db")
 
 
 @pytest.fixture
@@ -32,11 +25,15 @@ def fill(book: ledger.Ledger, count: int = 5) -> None:
         book.append("decision", project="churn", subject=f"e{n}", body={"n": n}, now=NOW)
 
 
+DISARM = {
+    "sqlite": ("DROP TRIGGER ledger_no_update", "DROP TRIGGER ledger_no_delete"),
+    "postgresql": ("ALTER TABLE ledger DISABLE TRIGGER USER",),
+}
+
+
 def tamper(engine: Engine, *statements: str) -> None:
     with engine.begin() as connection:
-        for trigger in ("ledger_no_update", "ledger_no_delete"):
-            connection.exec_driver_sql(f"DROP TRIGGER {trigger}")
-        for statement in statements:
+        for statement in (*DISARM[engine.dialect.name], *statements):
             connection.exec_driver_sql(statement)
 
 

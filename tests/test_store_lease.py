@@ -1,18 +1,10 @@
 """Exclusive work: one holder at a time and a number that tells a late one from the present one."""
 
 import threading
-from pathlib import Path
 
-import pytest
 from sqlalchemy import Engine
 
 from perennial.store import lease
-from perennial.store.engine import make_engine
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return make_engine(f"sqlite:///{tmp_path}/state.db")
 
 
 def test_a_lease_has_one_holder_until_it_is_given_back(engine: Engine):

@@ -1,7 +1,6 @@
 """What serves, what is wished to serve, and what served before."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
@@ -9,12 +8,6 @@ from sqlalchemy import Engine
 from perennial.errors import LoopBroken
 from perennial.records import Phase, RolloutState
 from perennial.store import rollouts
-from perennial.store.engine import make_engine
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return make_engine(f"sqlite:///{tmp_path}/state.db")
 
 
 def wish(engine: Engine, version: int, run: str | None = None) -> RolloutState:

@@ -1,21 +1,13 @@
 """Versions are numbered in order of registration, one number a digest."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 
-import pytest
 from sqlalchemy import Engine
 
 from perennial.records import Version
 from perennial.store import versions
-from perennial.store.engine import make_engine
 
 AS_OF = datetime(2011, 6, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return make_engine(f"sqlite:///{tmp_path}/state.db")
 
 
 def test_versions_count_up_in_each_project(engine: Engine):

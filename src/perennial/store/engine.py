@@ -5,34 +5,60 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.engine import ExceptionContext, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError
 
-from perennial.errors import Unavailable
-from perennial.store import tables
+from perennial.errors import BadInput, Unavailable
+from perennial.store import schema, tables
 
 BUSY_S = 30
+POSTGRES = "postgresql+psycopg"
+
+_READ, _WRITE, _MIGRATE = "read", "write", "migrate"
+_QUEUE = f"SET LOCAL lock_timeout = '{BUSY_S}s'; "
+# How a transaction begins. A writer waits for its turn at once, so that read-then-write can
+# neither race nor fail half way; a reader waits for nobody and sees one moment of all tables.
+_BEGIN = {
+    "sqlite": {_READ: "BEGIN", _WRITE: "BEGIN IMMEDIATE", _MIGRATE: "BEGIN IMMEDIATE"},
+    "postgresql": {
+        _READ: "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+        # A lock on a table of one's own: another tenant could take and keep an advisory one.
+        _WRITE: f"{_QUEUE}LOCK TABLE {schema.VERSION_TABLE} IN SHARE ROW EXCLUSIVE MODE",
+        _MIGRATE: f"{_QUEUE}SELECT pg_advisory_xact_lock(hashtext(current_schema()))",
+    },
+}
+# A server that vanished is noticed within half a minute, not after two hours of TCP.
+_POSTGRES_ARGS: dict[str, Any] = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+    "application_name": "perennial",
+    # A pooler between us and the server keeps no prepared statements.
+    "prepare_threshold": None,
+}
 
 
 def make_engine(url: str) -> Engine:
-    """Open the database at ``url``; its folder and tables are made when they are missing."""
-    address = make_url(url)
-    if address.get_backend_name() != "sqlite" or not address.database:
-        engine = create_engine(address)
-        tables.metadata.create_all(engine)
-        return engine
-    Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(address, connect_args={"timeout": BUSY_S})
-    event.listen(engine, "connect", _prepare)
+    """Open the database at ``url``; SQLite's folder and tables are made when they are missing.
+
+    Raises Unavailable when it does not answer, or when PostgreSQL's tables are not there yet.
+    """
+    engine = open_engine(url)
+    if engine.dialect.name == "sqlite":
+        _make_tables(engine)
+    else:
+        _require_tables(engine)
+    return engine
+
+
+def open_engine(url: str) -> Engine:
+    """Open the database at ``url`` with the tables that it has, or has not."""
+    address = _address(url)
+    engine = _sqlite(address) if address.get_backend_name() == "sqlite" else _postgres(address)
     event.listen(engine, "begin", _begin)
-    try:
-        _create_tables(engine)
-    except DatabaseError as exc:
-        raise Unavailable(
-            f"{address.database} cannot be used as the state database: {exc.orig}; if it is"
-            " damaged, move it away and begin anew"
-        ) from exc
     return engine
 
 
@@ -40,7 +66,54 @@ def make_engine(url: str) -> Engine:
 def reading(engine: Engine) -> Iterator[Connection]:
     """A connection that only reads, and so waits for no writer; ``engine.begin()`` writes."""
     with engine.connect() as connection:
-        yield connection.execution_options(perennial_reads=True)
+        yield connection.execution_options(perennial_transaction=_READ)
+
+
+@contextmanager
+def migrating(engine: Engine) -> Iterator[Connection]:
+    """A connection that changes tables, one at a time."""
+    with engine.execution_options(perennial_transaction=_MIGRATE).begin() as connection:
+        yield connection
+
+
+def shown(engine: Engine) -> str:
+    """Where a database is, without its password."""
+    return str(engine.url.database if engine.dialect.name == "sqlite" else engine.url)
+
+
+def _address(url: str) -> URL:
+    wanted = f"wanted such as {POSTGRES}://role:password@host/database"
+    try:
+        address = make_url(url)
+    except ArgumentError as exc:
+        raise BadInput(f"the URL of the state database is not one; {wanted}") from exc
+    kind = address.get_backend_name()
+    if kind == "postgresql":
+        return address.set(drivername=POSTGRES)
+    if kind == "sqlite" and address.database:
+        return address
+    raise BadInput(f"the state database cannot be {kind}; {wanted}")
+
+
+def _sqlite(address: URL) -> Engine:
+    Path(str(address.database)).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(address, connect_args={"timeout": BUSY_S})
+    event.listen(engine, "connect", _prepare)
+    return engine
+
+
+def _postgres(address: URL) -> Engine:
+    # Few are kept open: a tenant may have thirty processes and a hundred connections.
+    engine = create_engine(
+        address,
+        connect_args=_POSTGRES_ARGS,
+        isolation_level="READ COMMITTED",
+        pool_pre_ping=True,
+        pool_size=2,
+        max_overflow=14,
+    )
+    event.listen(engine, "handle_error", _translate)
+    return engine
 
 
 def _prepare(connection: Any, _record: Any) -> None:
@@ -51,20 +124,41 @@ def _prepare(connection: Any, _record: Any) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    # A writer takes its lock at once: read-then-write can neither race nor fail half way.
-    reads = connection.get_execution_options().get("perennial_reads", False)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    how = connection.get_execution_options().get("perennial_transaction", _WRITE)
+    connection.exec_driver_sql(_BEGIN[connection.dialect.name][how])
 
 
-def _create_tables(engine: Engine) -> None:
+def _translate(context: ExceptionContext) -> None:
+    fault = context.sqlalchemy_exception
+    if context.is_pre_ping or not isinstance(fault, OperationalError | InterfaceError):
+        return
+    where = context.engine.url if context.engine else "?"
+    said = " ".join(str(context.original_exception).split())
+    raise Unavailable(f"the state database {where} cannot be used now: {said}")
+
+
+def _make_tables(engine: Engine) -> None:
+    try:
+        with reading(engine) as connection:
+            if schema.is_current(connection):
+                return
+        with migrating(engine) as connection:
+            if not schema.is_current(connection):
+                schema.upgrade(connection)
+    except DatabaseError as exc:
+        raise Unavailable(
+            f"{shown(engine)} cannot be used as the state database: {exc.orig}; if it is"
+            " damaged, move it away and begin anew"
+        ) from exc
+
+
+def _require_tables(engine: Engine) -> None:
     with reading(engine) as connection:
-        if _schema(connection) == tables.SCHEMA:
+        if schema.is_current(connection):
             return
-    with engine.begin() as connection:
-        if _schema(connection) != tables.SCHEMA:
-            tables.metadata.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version={tables.SCHEMA}")
-
-
-def _schema(connection: Connection) -> int:
-    return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+        found = schema.version(connection)
+    engine.dispose()
+    raise Unavailable(
+        f"the tables at {shown(engine)} have version {found}, wanted {tables.SCHEMA}; run"
+        " 'python -m perennial.store.migrate' and try again"
+    )

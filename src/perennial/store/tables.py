@@ -1,10 +1,7 @@
 """Which tables the one database has; moments are ISO 8601 text in UTC, bodies canonical JSON."""
 
-from typing import Any
-
 from sqlalchemy import (
     Column,
-    Connection,
     Float,
     Index,
     Integer,
@@ -12,10 +9,9 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    event,
 )
 
-# Raised by hand with each change of the tables; SQLite keeps it as user_version.
+# Number of the newest change in migrations/versions; each change of a table wants one there.
 SCHEMA = 3
 
 metadata = MetaData()
@@ -115,16 +111,3 @@ edge_files = Table(
     Column("version", Text, nullable=False),
     Column("body", Text, nullable=False),
 )
-
-
-def _forbid_changes(_table: Table, connection: Connection, **_: Any) -> None:
-    if connection.dialect.name != "sqlite":
-        return
-    for change in ("UPDATE", "DELETE"):
-        connection.exec_driver_sql(
-            f"CREATE TRIGGER ledger_no_{change.lower()} BEFORE {change} ON ledger"
-            " BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
-        )
-
-
-event.listen(ledger, "after_create", _forbid_changes)

@@ -1,0 +1,73 @@
+"""Are the tables on PostgreSQL what this release wants? Makes them so: ``perennial.store.migrate``.
+
+It waits for a database that is still starting, changes nothing twice, and may run beside others.
+"""
+
+import sys
+import time
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import ProgrammingError
+
+from perennial.errors import BadInput, PerennialError, Unavailable
+from perennial.settings import Settings
+from perennial.store import schema
+from perennial.store.engine import migrating, open_engine, reading, shown
+
+WAIT_S = 60.0
+_AGAIN_S = 1.0
+
+
+def migrate(engine: Engine) -> int:
+    """Bring the tables to the newest version and give its number; all of it or nothing."""
+    try:
+        with migrating(engine) as connection:
+            schema.upgrade(connection)
+            return schema.version(connection)
+    except ProgrammingError as exc:
+        said = " ".join(str(exc.orig).split())
+        raise BadInput(
+            f"the tables at {shown(engine)} cannot be made: {said}; does the role have a schema"
+            " of its own? 'python -m perennial.store.tenant' makes one"
+        ) from exc
+
+
+def await_database(engine: Engine, wait_s: float) -> None:
+    """Wait until the database answers. Raises Unavailable when it does not in time."""
+    until = time.monotonic() + wait_s
+    while (fault := _fault(engine)) and time.monotonic() + _AGAIN_S < until:
+        print(f"perennial.store.migrate: {fault}; trying again", file=sys.stderr, flush=True)
+        time.sleep(_AGAIN_S)
+    if fault:
+        raise fault
+
+
+def _fault(engine: Engine) -> Unavailable | None:
+    try:
+        with reading(engine) as connection:
+            schema.version(connection)
+    except Unavailable as exc:
+        return exc
+    return None
+
+
+def main() -> int:
+    """Migrate the database that PERENNIAL_STATE_URL names."""
+    try:
+        url = Settings.load().state_url
+        if not url:
+            raise BadInput(
+                "PERENNIAL_STATE_URL is empty; SQLite in the state folder is migrated by itself"
+            )
+        engine = open_engine(url)
+        await_database(engine, WAIT_S)
+        number = migrate(engine)
+    except PerennialError as exc:
+        print(f"perennial.store.migrate: {exc}", file=sys.stderr)
+        return exc.exit_code
+    print(f"the tables at {shown(engine)} have version {number}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
