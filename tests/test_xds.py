@@ -1,8 +1,10 @@
 """Several Envoys that ask for their configuration: what each takes, and what it does alone."""
 
 import json
+import socket
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -13,7 +15,9 @@ from sqlalchemy import Engine
 from starlette.testclient import TestClient
 
 from perennial.errors import Unavailable
-from perennial.rollout import edge, xds
+from perennial.records import ArmTraffic
+from perennial.rollout import edge, edgepod, xds
+from perennial.rollout.evidence import NOTHING, Counters, EnvoyEvidence
 from perennial.store import edges
 from perennial.store.engine import make_engine
 
@@ -290,3 +294,130 @@ def test_a_port_that_is_taken_is_told(engine):
         pytest.raises(Unavailable, match=f"cannot serve the edge's configuration on .*{port}"),
     ):
         xds.Server(engine, "127.0.0.1", port).__enter__()
+
+
+def counted(**numbers: int) -> Counters:
+    return replace(NOTHING, **numbers)
+
+
+class Pages:
+    """What edges and servers count, as their pages would tell it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.edges: dict[str, Counters | None] = {}
+        self.servers: dict[str, Counters | None] = {}
+        self.source = EnvoyEvidence("retail", lambda: self.urls(self.edges), self.pages)
+        monkeypatch.setattr(self.source, "_seen", lambda key, _: self.edges[key])
+        monkeypatch.setattr(self.source, "_told", lambda key: self.servers[key])
+
+    def urls(self, found: dict[str, Counters | None]) -> dict[str, str]:
+        return {key: key for key in found}
+
+    def pages(self, _revision: str) -> dict[str, str]:
+        return self.urls(self.servers)
+
+    def canary(self) -> ArmTraffic | None:
+        return self.source.look("1.0", "v2", "v1").canary
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pages]:
+    pages = Pages(monkeypatch)
+    pages.edges = {"a": counted(good=100), "b": counted(good=50)}
+    pages.servers = {"x": counted(invalid_outputs=7)}
+    assert pages.canary().requests == 0
+    yield pages
+    pages.source.close()
+
+
+def test_what_all_edges_and_servers_added_is_summed(told):
+    told.edges = {"a": counted(good=110), "b": counted(good=55, server_errors=2)}
+    told.servers = {"x": counted(invalid_outputs=8)}
+
+    canary = told.canary()
+
+    assert (canary.requests, canary.server_errors, canary.invalid_outputs) == (17, 2, 1)
+
+
+def test_an_edge_that_is_silent_is_missing_numbers(told):
+    told.edges["b"] = None
+
+    assert told.canary() is None
+
+
+@pytest.mark.parametrize("gone", ["edges", "servers"])
+def test_without_any_edge_or_server_there_are_no_numbers(told, gone):
+    setattr(told, gone, {})
+
+    assert told.canary() is None
+
+
+def test_one_that_vanished_holds_once_and_the_others_are_counted_from_there(told):
+    told.edges = {"a": counted(good=150)}
+    assert told.canary() is None
+    told.edges = {"a": counted(good=160)}
+
+    assert told.canary().requests == 10
+
+
+def test_one_that_came_is_counted_from_the_first_look_at_it(told):
+    told.edges["c"] = counted(good=30, server_errors=3)
+    assert told.canary().requests == 0
+    told.edges["c"] = counted(good=40, server_errors=3)
+
+    assert (told.canary().requests, told.canary().server_errors) == (10, 0)
+
+
+def test_a_counter_that_fell_is_seen_even_above_where_the_step_began(told):
+    told.edges["b"] = counted(good=90)
+    assert told.canary().requests == 40
+    told.edges["b"] = counted(good=60)
+
+    assert told.canary() is None
+    assert told.canary().requests == 0
+
+
+def test_a_restarted_controller_finds_the_revisions_in_what_it_wrote():
+    known = {
+        "v1": edge.Ports(80, 8081, "10.0.0.1"),
+        "v22": edge.Ports(8080, 8081, "retail-v22-predictor.perennial.svc"),
+    }
+
+    made = edge.clusters("retail", known)
+
+    assert edge.revisions("retail", made) == known
+    assert {c["type"] for c in made if "v22" in c["name"]} == {"STRICT_DNS"}
+    assert {c["type"] for c in made if "v1" in c["name"]} == {"STATIC"}
+
+
+def test_a_pod_of_the_edge_becomes_envoy_with_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+
+    command = edgepod.envoy("retail", "operator:8081", tmp_path)
+
+    config = json.loads((tmp_path / edge.BOOTSTRAP).read_text())
+    operator = config["static_resources"]["clusters"][0]["load_assignment"]["endpoints"][0]
+    address = operator["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]
+    assert command[:3] == ["/usr/bin/envoy", "-c", str(tmp_path / edge.BOOTSTRAP)]
+    assert config["node"] == {"id": socket.gethostname(), "cluster": "retail"}
+    assert address == {"address": "operator", "port_value": 8081}
+
+
+@pytest.mark.parametrize("operator", ["operator", "operator:", ":8081", ""])
+def test_an_operator_without_a_port_is_told(operator, tmp_path, capsys):
+    words = ["--project=retail", f"--operator={operator}", f"--folder={tmp_path}"]
+
+    assert edgepod.main(words) == 2
+    assert capsys.readouterr().err == f"--operator is {operator!r}, wanted host:port\n"
+
+
+def test_an_image_without_envoy_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert edgepod.main(["--project=retail", f"--folder={tmp_path}"]) == 2
+    assert "no envoy on PATH" in capsys.readouterr().err
+
+
+def test_draining_an_envoy_that_is_gone_says_so(capsys):
+    assert edgepod.main(["--drain"]) == 3
+    assert "Envoy does not answer" in capsys.readouterr().err
