@@ -109,6 +109,7 @@ def _look_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     _json_argument(why)
     doctor = _add(commands, "doctor", "What is missing here and how to mend it.", _doctor)
     _project_argument(doctor)
+    doctor.add_argument("--cluster", action="store_true", help="look at the cluster instead")
     _json_argument(doctor)
 
 
@@ -228,7 +229,7 @@ def _why(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     from perennial.local import doctor
 
-    return doctor.main(_settings(), args.project, as_json=args.json)
+    return doctor.main(_settings(), args.project, as_json=args.json, cluster=args.cluster)
 
 
 def _models_list(args: argparse.Namespace) -> int:

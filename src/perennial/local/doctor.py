@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from perennial.errors import BadInput
+from perennial.errors import BadInput, Unavailable
 from perennial.local import folders, isvc, processes
 from perennial.retrain import launchers
 from perennial.settings import Settings, StateFolder
@@ -43,14 +43,22 @@ class Check:
     remedy: str = ""
 
 
-def main(settings: Settings, text: str, *, as_json: bool) -> int:
-    """Check everything; exit 3 when something is missing."""
-    found = checks(settings, text)
+def main(settings: Settings, text: str, *, as_json: bool, cluster: bool = False) -> int:
+    """Check this machine, or the cluster; exit 3, or 2, when something is missing."""
+    if cluster:
+        from perennial.local import cluster as there
+
+        return BadInput.exit_code if _tell(there.checks(settings), as_json) else 0
+    return Unavailable.exit_code if _tell(checks(settings, text), as_json) else 0
+
+
+def _tell(found: list[Check], as_json: bool) -> bool:
+    """Show it; is anything missing?"""
     if as_json:
         print(json.dumps([asdict(c) for c in found], indent=2))
     else:
         _show(found)
-    return 0 if all(c.ok for c in found) else 3
+    return not all(check.ok for check in found)
 
 
 def checks(settings: Settings, text: str) -> list[Check]:
