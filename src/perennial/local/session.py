@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
@@ -19,12 +19,13 @@ from perennial.drift import segments
 from perennial.errors import BadInput, Unavailable
 from perennial.local import folders, processes, replay, summary
 from perennial.records import DriftReport, Phase, RolloutState
-from perennial.retrain import launchers
+from perennial.retrain import choice, launchers
 from perennial.settings import Settings
-from perennial.store import rollouts
+from perennial.store import objects, rollouts
 from perennial.store.engine import make_engine
 
 PAGES = {"page": "text/html", "card": "text/markdown"}
+FIRST = "ingest/executor_output.json"  # names its run, wherever a launcher put it
 START_S = 300.0
 SETTLE_S = 900.0
 POLL_S = 0.2
@@ -85,17 +86,19 @@ class Session:
 
     def submit(self, as_of: datetime | None, progress: launchers.Progress) -> launchers.RunResult:
         """Run the pipeline by the launcher of the settings; tells each step as it begins."""
-        launcher = launchers.LocalLauncher(self.settings, self.settings.root / launchers.SPEC)
         trigger = f"by hand {datetime.now(UTC):%Y%m%dT%H%M%S}"
         request = launchers.RunRequest(self.folder, as_of=as_of, trigger=trigger)
-        return launcher.run(request, progress)
+        return choice.launcher(self.settings).run(request, progress)
 
     def pages(self, run: str) -> list[Page]:
         """What the steps of a run wrote for people."""
-        roots = [p.parents[1] for p in self._state.runs.glob("*/ingest/executor_output.json")]
-        mine = [r for r in roots if f'"{run}"' in (r / "ingest/executor_output.json").read_text()]
-        found = [p for r in mine for p in sorted(r.glob("*/*"), key=_age) if p.name in PAGES]
-        return [Page(p.parent.name, PAGES[p.name], p.read_text("utf-8")) for p in found]
+        runs = objects.Folder(self._state.artifacts("runs"))
+        names = runs.names()
+        firsts = [n for n in names if n.endswith(FIRST) and f'"{run}"'.encode() in runs.read(n)]
+        roots = tuple(name.removesuffix(FIRST) for name in firsts)
+        found = [PurePosixPath(n) for n in names if roots and n.startswith(roots)]
+        written = [path for path in found if path.name in PAGES]
+        return [Page(p.parent.name, PAGES[p.name], runs.read(str(p)).decode()) for p in written]
 
     def serving(self) -> RolloutState | None:
         """The rollout whose version serves."""
@@ -156,10 +159,13 @@ class Session:
         return max([first, *(self.project.window_end(s) for s in served)])
 
     def _settled(self, start: datetime) -> bool:
-        report = self.drift(start)
-        if report is None or self._starting():
+        serving = self.serving()
+        found = segments.reports(self._state.segments, start)
+        mine = [r for r in found if serving and r.model_digest == serving.digest]
+        if not mine or self._starting():
             return False
-        return report.thin or not report.is_drift or self._decided(report.window_end)
+        drifted = any(r.is_drift and not r.thin for r in mine)
+        return not drifted or self._decided(mine[0].window_end)
 
     def _decided(self, end: datetime) -> bool:
         bodies = [e.body for e in self.entries("decision")]
@@ -201,10 +207,6 @@ def open_project(name: str) -> Session:
     found = Settings.load()
     settings = found.model_copy(update={"home": found.root / found.home})
     return Session(settings, folders.project_folder(settings, name))
-
-
-def _age(path: Path) -> float:
-    return path.stat().st_mtime
 
 
 def _tell(lines: list[str], say: Say) -> None:
