@@ -10,4 +10,8 @@ def launcher(settings: Settings) -> Launcher:
         from perennial.retrain.job import JobLauncher
 
         return JobLauncher(settings)
+    if settings.launcher == "kfp":
+        from perennial.retrain.remote import KfpLauncher
+
+        return KfpLauncher(settings)
     return LocalLauncher(settings, settings.root / SPEC)
