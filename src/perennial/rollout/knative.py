@@ -13,13 +13,11 @@ from typing import Any
 
 from lightkube import Client
 from lightkube.generic_resource import create_namespaced_resource
-from lightkube.models.core_v1 import ContainerStatus
-from lightkube.resources.core_v1 import Pod
 
 from perennial import kube
 from perennial.errors import Unavailable
 from perennial.records import RolloutState
-from perennial.rollout import manifest, plan
+from perennial.rollout import manifest, plan, pods
 from perennial.rollout.manifest import Document
 
 log = logging.getLogger(__name__)
@@ -27,6 +25,8 @@ log = logging.getLogger(__name__)
 KnativeServing = create_namespaced_resource("serving.knative.dev", "v1", "Service", "services")
 KnativeRevision = create_namespaced_resource("serving.knative.dev", "v1", "Revision", "revisions")
 
+# Of the transformer, which every request passes.
+PORT = 8080
 HOLD_S = 3.0
 _POLL_S = 0.1
 _UNKNOWN = -1
@@ -135,7 +135,8 @@ class KnativeService:
 
     def died(self, name: str) -> str:
         """How a server of the revision ended; empty while none did."""
-        ends = (_end(pod, status) for pod in self._pods(name) for status in _servers(pod))
+        found = pods.of(self._client, self._project, name)
+        ends = (pods.end(pod, status) for pod in found for status in pods.servers(pod))
         return next((f"{name}: {end}" for end in ends if end), "")
 
     def stop(self, name: str) -> None:
@@ -172,6 +173,15 @@ class KnativeService:
         else:
             self._share(seen, wanted)
         self._hold(wanted)
+
+    def pages(self, name: str) -> Mapping[str, str]:
+        """Metrics pages of a revision's pods."""
+        found = pods.of(self._client, self._project, name)
+        return {
+            pods.key(pod): f"http://{address}:{PORT}{pods.METRICS}"
+            for pod in found
+            if (address := pods.address(pod))
+        }
 
     def platform_name(self, name: str) -> str:
         """What Knative calls a revision; empty when there is none."""
@@ -290,7 +300,8 @@ class KnativeService:
 
     def _why(self, name: str, created: str) -> str:
         """What the pods of a revision wait for, else what Knative says of it."""
-        waits = (_wait(status) for pod in self._pods(name) for status in _statuses(pod))
+        listed = pods.of(self._client, self._project, name)
+        waits = (pods.wait(status) for pod in listed for status in pods.statuses(pod))
         found = kube.find(self._client, KnativeRevision, created)
         said = _condition(found, "Ready").get("message") if found else ""
         return next((w for w in waits if w), "") or said or "its pods come up"
@@ -315,11 +326,6 @@ class KnativeService:
             labels = found["metadata"].get("labels", {})
             self._labels[revision] = labels.get(manifest.REVISION, revision)
         return self._labels[revision]
-
-    def _pods(self, name: str) -> list[Pod]:
-        labels: dict[str, Any] = {manifest.PROJECT: self._project, manifest.REVISION: name}
-        with kube.asking(f"listing pods of {name}"):
-            return list(self._client.list(Pod, labels=labels))
 
     def _look(self) -> Seen | None:
         live = kube.find(self._client, kube.InferenceService, self._project)
@@ -369,40 +375,3 @@ def _percent_edit(percent: int | None) -> str:
 def _condition(document: Mapping[str, Any], kind: str) -> Document:
     conditions = (document.get("status") or {}).get("conditions", ())
     return next((dict(c) for c in conditions if c.get("type") == kind), {})
-
-
-def _statuses(pod: Pod) -> list[ContainerStatus]:
-    status = pod.status
-    if status is None:
-        return []
-    return [*(status.initContainerStatuses or ()), *(status.containerStatuses or ())]
-
-
-def _servers(pod: Pod) -> list[ContainerStatus]:
-    """The containers that are ours: what an init container fetches may come yet."""
-    ours = (manifest.PREDICTOR, manifest.TRANSFORMER)
-    return [s for s in _statuses(pod) if s.name in ours]
-
-
-def _wait(status: ContainerStatus) -> str:
-    waiting = status.state.waiting if status.state else None
-    if waiting is None or waiting.reason in ("ContainerCreating", "PodInitializing"):
-        return ""
-    last = status.lastState.terminated if status.lastState else None
-    said = (last.message if last else "") or waiting.message or ""
-    return f"{status.name} {waiting.reason}: {_line(said)}"
-
-
-def _end(pod: Pod, status: ContainerStatus) -> str:
-    ends = [s.terminated for s in (status.state, status.lastState) if s and s.terminated]
-    bad = next((e for e in ends if e.exitCode), None)
-    # A pod that is told to go ends its servers, and not always with 0.
-    if bad is None or (pod.metadata and pod.metadata.deletionTimestamp):
-        return ""
-    return f"{status.name} ended with {bad.exitCode} ({bad.reason}): {_line(bad.message or '')}"
-
-
-def _line(text: str) -> str:
-    """The last line of what a container said."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
