@@ -26,7 +26,7 @@ def counted():
     done = COUNTS["ok"] + COUNTS["platform"]
     seconds = [f'perennial_request_seconds_bucket{{le="{b / 1000}",model_name="retail"}} '
                f"{float(done if b > 2 else 0)}" for b in BOUNDS]
-    return "\n".join([*requests, *seconds, ""])
+    return "\\n".join([*requests, *seconds, ""])
 
 
 class Handler(BaseHTTPRequestHandler):

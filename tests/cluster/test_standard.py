@@ -143,6 +143,7 @@ def bench(
         yield made
     made.close()
     made.engine.dispose()
+    client.close()
 
 
 def until(is_so: Callable[[], object], seconds: float) -> None:
