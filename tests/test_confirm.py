@@ -1,5 +1,7 @@
 """A hint of drift is confirmed, or not, from the rows that our own servers wrote down."""
 
+import shutil
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -7,14 +9,16 @@ import pytest
 import tiny
 from sqlalchemy import Engine
 
-from perennial import contract
+from perennial import bundle, contract
 from perennial.drift import segments
 from perennial.drift.windows import ClosedWindow, Served
 from perennial.errors import BadInput
-from perennial.retrain.confirm import FromSegments, bundle_folder
+from perennial.retrain.confirm import FromSegments
 from perennial.settings import StateFolder
+from perennial.steps import register
 from perennial.store import rollouts
 from perennial.store.engine import make_engine
+from perennial.store.objects import Folder
 
 WINDOW = tiny.WINDOW_ROWS * tiny.STEP
 STABLE, DRIFTED = 0.0, 3.0
@@ -23,15 +27,19 @@ STABLE, DRIFTED = 0.0, 3.0
 class Place:
     """A state folder with a serving model, into which windows can be served."""
 
-    def __init__(self, folder: Path) -> None:
-        self.state = StateFolder(folder / "tiny")
+    def __init__(self, folder: Path, database: str = "", artifacts: str = "") -> None:
+        self.state = StateFolder(folder / "tiny", database, artifacts)
         self.engine: Engine = make_engine(self.state.url)
         self.project = tiny.project()
         draft = folder / "draft"
         self.digest = tiny.bundle(draft)
-        draft.rename(self._made(bundle_folder(self.state, self.digest)))
+        register.keep(draft, self.state, self.digest)
         self._serves(self.digest)
         self.confirm = FromSegments(self.state, self.engine, self.project)
+
+    @property
+    def kept(self) -> Path:
+        return self.state.bundles / bundle.name_of(self.digest)
 
     def start(self, number: int) -> datetime:
         return tiny.START + number * WINDOW
@@ -41,7 +49,9 @@ class Place:
         frame = tiny.rows(count, seed=number + 10, shift=shift)
         matrix = contract.learn(self.project.features, frame).encode(frame)
         served = Served(self.start(number), f"r{number}", matrix, matrix[:, 0])
-        writer = segments.Writer.new(self.state.segments, "v1", self.project.feature_names)
+        writer = segments.Writer.new(
+            self.state.artifacts("segments"), "v1", self.project.feature_names
+        )
         start, end = self.start(number), self.start(number + 1)
         writer.write(ClosedWindow(start, end, digest or self.digest, 0, True, (served,)))
 
@@ -50,10 +60,6 @@ class Place:
         reports = self.confirm(self.start(number))
         return [((r.window_start - tiny.START) // WINDOW, r.thin, r.is_drift) for r in reports]
 
-    def _made(self, path: Path) -> Path:
-        path.parent.mkdir(parents=True)
-        return path
-
     def _serves(self, digest: str) -> None:
         state = rollouts.wish(
             self.engine, project="tiny", version=1, digest=digest, bundle_uri="", run_id="run-1"
@@ -61,9 +67,13 @@ class Place:
         rollouts.set_serving(self.engine, "tiny", state.id)
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+@pytest.fixture(params=["here", pytest.param("cluster", marks=pytest.mark.stores)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """All on this disk, or the database on PostgreSQL and the artifacts on S3."""
+    where = [request.getfixturevalue(n) for n in ("tenant_url", "s3") if request.param == "cluster"]
+    found = Place(tmp_path, *where)
+    yield found
+    found.engine.dispose()
 
 
 def test_drift_is_found_again_in_the_rows_on_the_disk(place: Place):
@@ -119,9 +129,35 @@ def test_there_is_nothing_to_confirm_before_rows_were_served(place: Place):
     assert place.confirm(place.start(3)) == []
 
 
+def test_a_pod_without_the_bundle_fetches_it(place: Place, tmp_path: Path):
+    place.serve(0, DRIFTED)
+    if place.state.artifact_root:
+        shutil.rmtree(place.kept)
+
+    assert place.drifted(0) == [(0, False, True)]
+    assert bundle.verify(place.kept) == place.digest
+
+
+@pytest.mark.stores
+def test_other_bytes_from_the_store_are_not_used_and_not_kept(tmp_path: Path, s3: str):
+    place = Place(tmp_path, artifacts=s3)
+    place.serve(0, DRIFTED)
+    other = tmp_path / "other"
+    tiny.bundle(other, seed=9)
+    shutil.rmtree(place.kept)
+    shared = Folder(place.state.artifacts("bundles"))
+    shared.keep(other, bundle.name_of(place.digest))
+
+    for _ in range(2):
+        with pytest.raises(BadInput, match=f"wanted {place.digest}"):
+            place.confirm(place.start(0))
+
+    assert not place.kept.exists()
+
+
 def test_a_bundle_that_was_changed_is_not_used(place: Place):
     place.serve(0, DRIFTED)
-    reference = bundle_folder(place.state, place.digest) / "model" / "reference.npy"
+    reference = place.kept / "model" / "reference.npy"
     reference.write_bytes(reference.read_bytes()[:-1] + b"x")
 
     with pytest.raises(BadInput, match="reference.npy is damaged"):

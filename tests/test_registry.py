@@ -18,6 +18,7 @@ from perennial.steps.context import Context
 from perennial.store import rollouts, versions
 from perennial.store.engine import make_engine
 
+URI = "s3://bucket/tiny/bundles/abc"
 AS_OF = datetime(2011, 9, 1, tzinfo=UTC)
 PASSED = '{"candidate": "%s", "results": [{"passed": true}]}'
 
@@ -95,24 +96,24 @@ def test_tracking_goes_to_the_state_folder_unless_the_settings_say_otherwise(set
 def test_a_version_points_at_its_bundle_and_is_the_challenger(settings, client, tmp_path):
     version = Version(41, "sha256:abc", "run-9", AS_OF)
 
-    number = registry.publish(settings, "tiny", version, tmp_path)
+    number = registry.publish(settings, "tiny", version, URI)
 
     found = client.get_model_version_by_alias("tiny", "challenger")
     assert int(found.version) == number
-    assert found.source == tmp_path.as_uri()
+    assert found.source == URI
     assert found.tags["digest"] == "sha256:abc"
 
 
 def test_publishing_twice_makes_one_version(settings, tmp_path):
     version = Version(42, "sha256:def", "run-9", AS_OF)
 
-    first = registry.publish(settings, "tiny", version, tmp_path)
+    first = registry.publish(settings, "tiny", version, URI)
 
-    assert registry.publish(settings, "tiny", version, tmp_path) == first
+    assert registry.publish(settings, "tiny", version, URI) == first
 
 
 def test_an_alias_goes_to_our_number_not_to_that_of_mlflow(settings, client, tmp_path):
-    number = registry.publish(settings, "tiny", Version(77, "sha256:77", "r", AS_OF), tmp_path)
+    number = registry.publish(settings, "tiny", Version(77, "sha256:77", "r", AS_OF), URI)
 
     registry.set_alias(settings, "tiny", 77, "champion")
 
@@ -126,7 +127,7 @@ def test_an_alias_of_an_unknown_version_is_refused(settings):
 
 @pytest.mark.slow
 def test_an_alias_can_be_set_from_the_command_line(settings, client, tmp_path):
-    registry.publish(settings, "tiny", Version(78, "sha256:78", "r", AS_OF), tmp_path)
+    registry.publish(settings, "tiny", Version(78, "sha256:78", "r", AS_OF), URI)
     command = [sys.executable, "-m", "perennial.registry", "alias", "tiny"]
     env = {"PERENNIAL_HOME": str(settings.home), "PATH": "/usr/bin:/bin"}
 

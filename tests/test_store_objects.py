@@ -231,7 +231,7 @@ def test_a_bucket_that_is_gone_is_no_empty_folder(s3: str):
 def test_a_writer_that_is_killed_leaves_no_object(s3: str):
     child = (
         "import os, sys; from perennial.store.objects import Folder\n"
-        "stream = Folder(sys.argv[1])._place._store.open_output_stream(sys.argv[2] + '/x')\n"
+        "stream = Folder(sys.argv[1])._store._s3.open_output_stream(sys.argv[2] + '/x')\n"
         "stream.write(b'a' * 12_000_000); os._exit(1)"
     )
     subprocess.run([sys.executable, "-c", child, s3, s3.removeprefix("s3://")], check=False)

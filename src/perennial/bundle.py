@@ -21,7 +21,9 @@ from pydantic import ValidationError
 from perennial.errors import BadInput, PerennialError
 from perennial.project import Project, parse_moment
 from perennial.records import Lineage, plain
+from perennial.settings import StateFolder
 from perennial.store.files import digest_bytes, write_atomic
+from perennial.store.objects import Folder
 
 if TYPE_CHECKING:
     from xgboost import Booster
@@ -156,6 +158,29 @@ def add_evidence(folder: Path, name: str, text: str) -> None:
 def verify(folder: Path, expected: str | None = None) -> str:
     """Check every file of ``model/`` against the manifest. Raises BadInput naming the file."""
     return _read(folder, expected)[0]
+
+
+def name_of(digest: str) -> str:
+    """Name of the folder in which the bundle of a model digest is kept."""
+    return digest.removeprefix("sha256:")
+
+
+def near(state: StateFolder, digest: str) -> Path:
+    """The bundle of a registered model as a folder of this machine, fetched if need be.
+
+    Every byte is checked. Raises BadInput when it was never kept or holds other bytes.
+    """
+    here = state.bundles / name_of(digest)
+    if not here.is_dir():
+        Folder(state.artifacts("bundles")).fetch(name_of(digest), here)
+    try:
+        verify(here, digest)
+    except BadInput:
+        # A copy may be fetched again; what lies only here is somebody's to look at.
+        if state.artifact_root:
+            shutil.rmtree(here)
+        raise
+    return here
 
 
 def parts(folder: Path, expected: str | None = None) -> Parts:

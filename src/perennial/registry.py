@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.errors import BadInput, PerennialError, Unavailable
@@ -45,11 +44,11 @@ def track_training(
         return found
 
 
-def publish(settings: Settings, project: str, version: Version, folder: Path) -> int:
-    """Add a bundle to the model registry as the challenger and give its number there."""
+def publish(settings: Settings, project: str, version: Version, uri: str) -> int:
+    """Add the bundle at a URI to the registry as the challenger and give its number there."""
     with _client(settings, project) as client:
         known = _find_version(client, project, version.number)
-        number = known or _create_version(client, project, version, folder)
+        number = known or _create_version(client, project, version, uri)
         client.set_registered_model_alias(project, CHALLENGER, str(number))
         return number
 
@@ -111,7 +110,7 @@ def _experiment(client: "MlflowClient", settings: Settings, project: str) -> str
     if known:
         return str(known.experiment_id)
     remote = settings.tracking_uri.startswith("http")
-    place = None if remote else (settings.state(project).mlflow / "artifacts").as_uri()
+    place = None if remote else f"{settings.state(project).artifacts('mlflow')}/artifacts"
     return str(client.create_experiment(project, artifact_location=place))
 
 
@@ -137,12 +136,12 @@ def _find_version(client: "MlflowClient", project: str, number: int) -> int | No
     return int(found[0].version) if found else None
 
 
-def _create_version(client: "MlflowClient", project: str, version: Version, folder: Path) -> int:
+def _create_version(client: "MlflowClient", project: str, version: Version, uri: str) -> int:
     if not client.search_registered_models(f"name = '{project}'"):
         client.create_registered_model(project)
     tags = {VERSION: str(version.number), "digest": version.digest, RUN: version.run_id}
     # The registry points at the bundle: MLflow's own flavour would be a second copy of the model.
-    made = client.create_model_version(project, source=folder.resolve().as_uri(), tags=tags)
+    made = client.create_model_version(project, source=uri, tags=tags)
     return int(made.version)
 
 

@@ -1,4 +1,4 @@
-"""What was served in a window: Parquet parts and drift reports, written whole or not at all."""
+"""What was served in a window: Parquet parts and drift reports, on a disk or in a bucket."""
 
 import io
 import json
@@ -17,12 +17,15 @@ import pyarrow.parquet as pq
 from perennial.drift.windows import ClosedWindow, Matrix
 from perennial.errors import BadInput
 from perennial.records import DriftReport, FeatureDrift, plain
-from perennial.store.files import write_atomic
+from perennial.store.objects import Folder, at
 
 _NAME = "%Y%m%dT%H%M%SZ"
+_PART = ".parquet"
 _REPORT = ".drift.json"
 # A feature may be called like one of our own columns.
 _FEATURE = "feature."
+
+Place = Folder | Path | str
 
 
 @dataclass(frozen=True)
@@ -46,60 +49,59 @@ class SegmentRows:
 class Writer:
     """The one process that writes parts under its own name: ``<revision>-<pid>-<token>``."""
 
-    folder: Path
+    folder: Folder
     revision: str
     features: tuple[str, ...]
     # A restarted container has the same process id as before: the token keeps its files apart.
     stem: str
 
     @classmethod
-    def new(cls, folder: Path, revision: str, features: Sequence[str]) -> "Writer":
+    def new(cls, folder: Place, revision: str, features: Sequence[str]) -> "Writer":
         """A writer for this process."""
         stem = f"{revision}-{os.getpid()}-{secrets.token_hex(2)}"
-        return cls(folder, revision, tuple(features), stem)
+        return cls(at(folder), revision, tuple(features), stem)
 
-    def write(self, window: ClosedWindow) -> Path | None:
-        """Write one part; nothing when it has no rows."""
+    def write(self, window: ClosedWindow) -> str | None:
+        """Write one part and give its URI; nothing when it has no rows."""
         if not window.rows:
             return None
         buffer = io.BytesIO()
         pq.write_table(_table(window, self.revision, self.features), buffer)
         suffix = f"-{window.part}" if window.part else ""
-        path = _where(self.folder, window.start) / f"{self.stem}{suffix}.parquet"
-        write_atomic(path, buffer.getvalue())
-        return path
+        name = f"{_name(window.start)}/{self.stem}{suffix}{_PART}"
+        return self.folder.write(name, buffer.getvalue())
 
-    def write_report(self, report: DriftReport) -> Path:
+    def write_report(self, report: DriftReport) -> str:
         """Write what was found in a window that is over; its presence says that it is over."""
-        path = _where(self.folder, report.window_start) / f"{self.stem}{_REPORT}"
+        name = f"{_name(report.window_start)}/{self.stem}{_REPORT}"
         text = {**plain(report), "drifted": list(report.drifted)}
-        write_atomic(path, json.dumps(text, indent=1) + "\n")
-        return path
+        return self.folder.write(name, json.dumps(text, indent=1) + "\n")
 
     def read_own(self, window_start: datetime) -> SegmentRows:
         """The rows of one window that this process wrote."""
-        return _read(self.folder, window_start, f"{self.stem}*")
+        return _read(self.folder, window_start, self.stem)
 
 
-def starts(folder: Path) -> list[datetime]:
-    """Starts of the windows that have rows on the disk, the oldest first."""
-    found = {part.parent.name for part in folder.glob("*/*.parquet")}
+def starts(folder: Place) -> list[datetime]:
+    """Starts of the windows that have rows, the oldest first."""
+    found = {name.partition("/")[0] for name in at(folder).names() if name.endswith(_PART)}
     return sorted(datetime.strptime(name, _NAME).replace(tzinfo=UTC) for name in found)
 
 
-def read(folder: Path, window_start: datetime) -> SegmentRows:
+def read(folder: Place, window_start: datetime) -> SegmentRows:
     """All rows of one window, from all its parts. Raises BadInput when there are none."""
-    return _read(folder, window_start, "*")
+    return _read(at(folder), window_start, "")
 
 
-def reports(folder: Path, window_start: datetime) -> list[DriftReport]:
+def reports(folder: Place, window_start: datetime) -> list[DriftReport]:
     """What each process that served rows of the window found in its own share of them."""
-    where = _where(folder, window_start)
-    return [_report(path) for path in sorted(where.glob(f"*{_REPORT}"))]
+    where = at(folder)
+    found = where.names(_name(window_start))
+    return [_report(where, name) for name in found if name.endswith(_REPORT)]
 
 
-def _where(folder: Path, start: datetime) -> Path:
-    return folder / start.astimezone(UTC).strftime(_NAME)
+def _name(start: datetime) -> str:
+    return start.astimezone(UTC).strftime(_NAME)
 
 
 def _table(window: ClosedWindow, revision: str, features: Sequence[str]) -> pa.Table:
@@ -121,20 +123,22 @@ def _table(window: ClosedWindow, revision: str, features: Sequence[str]) -> pa.T
     return pa.table(columns)
 
 
-def _read(folder: Path, window_start: datetime, pattern: str) -> SegmentRows:
-    where = _where(folder, window_start)
-    parts = sorted(where.glob(f"{pattern}.parquet"))
+def _read(folder: Folder, window_start: datetime, stem: str) -> SegmentRows:
+    window = _name(window_start)
+    found = [n for n in folder.names(window) if n.endswith(_PART)]
+    parts = [name for name in found if name.startswith(f"{window}/{stem}")]
     if not parts:
-        raise BadInput(f"no served rows at {where}; wanted Parquet parts of that window")
-    table = pa.concat_tables([_part(path) for path in parts], promote_options="default")
+        raise BadInput(f"no served rows at {folder.uri}/{window}; wanted Parquet parts")
+    table = pa.concat_tables([_part(folder, n) for n in parts], promote_options="default")
     return _rows(table.sort_by([(c, "ascending") for c in ("event_time", "request_id", "row")]))
 
 
-def _part(path: Path) -> pa.Table:
+def _part(folder: Folder, name: str) -> pa.Table:
+    data = folder.read(name)
     try:
-        return pq.read_table(path, partitioning=None)
-    except pa.ArrowException as exc:
-        raise BadInput(f"{path} is not a readable segment; move it away") from exc
+        return pq.read_table(io.BytesIO(data), partitioning=None)
+    except (pa.ArrowException, OSError) as exc:
+        raise BadInput(f"{folder.uri}/{name} is not a readable segment; move it away") from exc
 
 
 def _rows(table: pa.Table) -> SegmentRows:
@@ -158,13 +162,14 @@ def _naive(column: pa.ChunkedArray) -> list[datetime]:
     return found
 
 
-def _report(path: Path) -> DriftReport:
+def _report(folder: Folder, name: str) -> DriftReport:
+    data = folder.read(name)
     try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        raw: dict[str, Any] = json.loads(data)
         del raw["drifted"]
         for key in ("window_start", "window_end"):
             raw[key] = datetime.fromisoformat(raw[key])
         raw["features"] = tuple(FeatureDrift(**item) for item in raw["features"])
         return DriftReport(**raw)
     except (ValueError, KeyError, TypeError) as exc:
-        raise BadInput(f"{path} is not a readable drift report; move it away") from exc
+        raise BadInput(f"{folder.uri}/{name} is not a readable drift report; move it away") from exc

@@ -213,7 +213,7 @@ class Replay:
 
     def _report(self, start: datetime, revision: str) -> DriftReport | None:
         digest = self._digest(revision)
-        reports = segments.reports(self._state.segments, start)
+        reports = segments.reports(self._state.artifacts("segments"), start)
         return next((r for r in reports if r.model_digest == digest), None)
 
     def _digest(self, revision: str) -> str | None:
@@ -239,7 +239,7 @@ class Replay:
         return [replace(w, report=self._widest(w.start)) for w in self.results]
 
     def _widest(self, start: datetime) -> DriftReport | None:
-        reports = segments.reports(self._state.segments, start)
+        reports = segments.reports(self._state.artifacts("segments"), start)
         return max(reports, key=lambda r: r.rows, default=None)
 
     def entries(self) -> list[ledger.Entry]:

@@ -26,7 +26,7 @@ class Places:
 
     python: Path
     env: Mapping[str, str]
-    segments: Path
+    segments: str  # URI that takes served rows
     sink: str  # URL that takes drift events
     key: Path  # file with the key that signs them
 
@@ -115,7 +115,7 @@ class LocalRevisions:
             **given,
             **_listening(pair.transformer),
             "predictor_host": f"{LOOPBACK}:{pair.predictor.rest}",
-            "segments": str(self._places.segments),
+            "segments": self._places.segments,
             "sink": self._places.sink,
             "key": str(self._places.key),
         }

@@ -140,7 +140,7 @@ class Session:
 
     def drift(self, start: datetime) -> DriftReport | None:
         """What the detector says of a window that is over: its largest share of rows."""
-        found = segments.reports(self._state.segments, start)
+        found = segments.reports(self._state.artifacts("segments"), start)
         return max(found, key=lambda r: r.rows, default=None)
 
     def settle(self, start: datetime, say: Say = print) -> None:
@@ -154,13 +154,13 @@ class Session:
         _tell(self.news(), say)
 
     def _unserved(self) -> datetime:
-        served = segments.starts(self._state.segments)
+        served = segments.starts(self._state.artifacts("segments"))
         first = self.project.replay.train_until or datetime.min.replace(tzinfo=UTC)
         return max([first, *(self.project.window_end(s) for s in served)])
 
     def _settled(self, start: datetime) -> bool:
         serving = self.serving()
-        found = segments.reports(self._state.segments, start)
+        found = segments.reports(self._state.artifacts("segments"), start)
         mine = [r for r in found if serving and r.model_digest == serving.digest]
         if not mine or self._starting():
             return False

@@ -173,7 +173,7 @@ class Stack:
         return Places(
             python=self._settings.runtime_python,
             env=self._env,
-            segments=self.state.segments,
+            segments=self.state.artifacts("segments"),
             sink=f"{self.service_url}/",
             key=self.state.keys / "event.key",
         )

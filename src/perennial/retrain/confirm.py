@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 from sqlalchemy import Engine
@@ -14,6 +13,7 @@ from perennial.project import Project
 from perennial.records import DriftReport
 from perennial.settings import StateFolder
 from perennial.store import rollouts
+from perennial.store.objects import Folder
 
 # Longer stretches of drift decide nothing that these do not.
 MOST_WINDOWS = 60
@@ -26,6 +26,7 @@ class FromSegments:
         self._state = state
         self._engine = engine
         self._project = project
+        self._segments = Folder(state.artifacts("segments"))
         self._watch: Watch | None = None
 
     def __call__(self, window_start: datetime) -> list[DriftReport]:
@@ -42,10 +43,10 @@ class FromSegments:
         return found
 
     def _newest_first(self, watch: Watch, until: datetime) -> Iterator[DriftReport]:
-        for start in reversed(segments.starts(self._state.segments)):
+        for start in reversed(segments.starts(self._segments)):
             if start > until:
                 continue
-            rows = segments.read(self._state.segments, start)
+            rows = segments.read(self._segments, start)
             own = np.array([digest == watch.digest for digest in rows.digests], dtype=bool)
             if own.any():
                 yield watch.report(rows.matrix[own], start, self._project.window_end(start))
@@ -53,11 +54,7 @@ class FromSegments:
     def _detector(self, digest: str) -> Watch:
         if self._watch is None or self._watch.digest != digest:
             # scipy answers as alibi-detect does, and this process has no alibi-detect.
-            parts = bundle.parts(bundle_folder(self._state, digest), expected=digest)
+            folder = bundle.near(self._state, digest)
+            parts = bundle.parts(folder, expected=digest)
             self._watch = detectors.watch(parts, backend="scipy")
         return self._watch
-
-
-def bundle_folder(state: StateFolder, digest: str) -> Path:
-    """Where a registered bundle lies."""
-    return state.bundles / digest.removeprefix("sha256:")

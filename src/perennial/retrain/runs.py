@@ -189,7 +189,7 @@ class Runs:
         while not over.wait(self._lease_s / 4):
             try:
                 kept = lease.renew(self._engine, self._lease, fence, self._lease_s, self._now())
-            except SQLAlchemyError as exc:
+            except (SQLAlchemyError, Unavailable) as exc:
                 log.warning("the lease %s could not be renewed: %s", self._lease, exc)
                 continue
             if not kept:

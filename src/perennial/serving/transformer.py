@@ -156,7 +156,7 @@ def _serve(argv: Sequence[str]) -> int:
 def _watcher(parts: Parts, given: argparse.Namespace, key: bytes | None) -> Watcher:
     names = [f["name"] for f in parts.contract["features"]]
     announcer: Announcer = Outbox(given.sink, key, _now) if given.sink else Silence()
-    writer = Writer.new(Path(given.segments), given.revision or "model", names)
+    writer = Writer.new(given.segments, given.revision or "model", names)
     return Watcher(parts.project, detectors.watch(parts), writer, announcer, _now)
 
 

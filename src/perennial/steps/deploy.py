@@ -1,5 +1,6 @@
 """Which version should serve? The wish alone; the rollout controller moves the traffic."""
 
+from perennial import bundle
 from perennial.errors import RunFailed
 from perennial.records import RolloutState, plain
 from perennial.steps.context import Context
@@ -11,14 +12,14 @@ def deploy(ctx: Context, number: int) -> RolloutState:
     version = versions.by_number(ctx.engine, ctx.project.name, number)
     if version is None:
         raise RunFailed(f"{ctx.project.name} has no version v{number} to deploy")
-    folder = ctx.state.bundles / version.digest.removeprefix("sha256:")
     wished = rollouts.wish(
         ctx.engine,
         project=ctx.project.name,
         version=version.number,
         digest=version.digest,
-        bundle_uri=folder.as_uri(),
+        bundle_uri=f"{ctx.state.artifacts('bundles')}/{bundle.name_of(version.digest)}",
         run_id=ctx.run,
+        limits=ctx.project.rollout.model_dump_json(),
     )
     ctx.ledger.append(
         "rollout.wished",

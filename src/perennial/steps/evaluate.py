@@ -98,7 +98,7 @@ class Measured:
 def run(ctx: Context, table: Path, candidate: Path, out: Path, html: Path) -> Measured:
     """Evaluate against what serves now; write the evaluation as JSON and as a page."""
     serving = rollouts.serving(ctx.engine, ctx.project.name)
-    champion = Path(serving.bundle_uri.removeprefix("file://")) if serving else None
+    champion = bundle.near(ctx.state, serving.digest) if serving else None
     measured = evaluate(ctx.project, table, candidate, champion)
     files.write_atomic(out, measured.evaluation.to_json())
     files.write_atomic(html, render(ctx.project, measured))

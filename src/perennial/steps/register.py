@@ -9,8 +9,10 @@ from perennial import bundle, registry
 from perennial.bundle import Parts
 from perennial.errors import RunFailed
 from perennial.records import Version
+from perennial.settings import StateFolder
 from perennial.steps.context import Context
 from perennial.store import files, versions
+from perennial.store.objects import Folder
 
 
 def register(ctx: Context, judged: Path) -> Version:
@@ -20,11 +22,11 @@ def register(ctx: Context, judged: Path) -> Version:
     """
     parts = bundle.parts(judged)
     _check_gate(judged, parts)
-    kept = keep(judged, ctx.state.bundles, parts.digest)
+    uri = keep(judged, ctx.state, parts.digest)
     version = versions.next_version(
         ctx.engine, ctx.project.name, parts.digest, ctx.run, parts.lineage.as_of
     )
-    registry.publish(ctx.settings, ctx.project.name, version, kept)
+    registry.publish(ctx.settings, ctx.project.name, version, uri)
     ctx.ledger.append(
         "registered",
         project=ctx.project.name,
@@ -37,9 +39,19 @@ def register(ctx: Context, judged: Path) -> Version:
     return version
 
 
-def keep(judged: Path, bundles: Path, digest: str) -> Path:
+def keep(judged: Path, state: StateFolder, digest: str) -> str:
+    """Keep a bundle here, and where all pods find it; gives the URI that it has from now on."""
+    name = bundle.name_of(digest)
+    here = _copy(judged, state.bundles, name)
+    shared = Folder(state.artifacts("bundles"))
+    if state.artifact_root and not shared.holds(name):
+        shared.keep(here, name)
+    return f"{shared.uri}/{name}"
+
+
+def _copy(judged: Path, bundles: Path, name: str) -> Path:
     """Copy a bundle to its final folder, whole or not at all."""
-    target = bundles / digest.removeprefix("sha256:")
+    target = bundles / name
     if target.is_dir():
         return target
     bundles.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,6 @@ def _postgres(address: URL) -> Engine:
     engine = create_engine(
         address,
         connect_args=_POSTGRES_ARGS,
-        isolation_level="READ COMMITTED",
         pool_pre_ping=True,
         pool_size=2,
         max_overflow=14,

@@ -21,7 +21,7 @@ _ANSWER_S = 30.0
 _ATTEMPTS = 4
 
 
-class _Place(Protocol):
+class _Store(Protocol):
     def write(self, name: str, data: bytes) -> None: ...
 
     def read(self, name: str) -> bytes: ...
@@ -39,7 +39,7 @@ class Folder:
 
     def __init__(self, uri: str | Path) -> None:
         self.uri = _normal(str(uri))
-        self._place = _place(self.uri)
+        self._store = _store(self.uri)
 
     def __truediv__(self, name: str) -> "Folder":
         """A folder inside this one."""
@@ -51,23 +51,23 @@ class Folder:
     def write(self, name: str, data: bytes | str) -> str:
         """Write one file, whole or not at all, and give its URI."""
         with self._faults(name):
-            self._place.write(name, data.encode() if isinstance(data, str) else data)
+            self._store.write(name, data.encode() if isinstance(data, str) else data)
         return f"{self.uri}/{name}"
 
     def read(self, name: str) -> bytes:
         """The bytes of one file. Raises BadInput when there is none."""
         with self._faults(name):
-            return self._place.read(name)
+            return self._store.read(name)
 
     def exists(self, name: str) -> bool:
         """Is there such a file?"""
         with self._faults(name):
-            return self._place.exists(name)
+            return self._store.exists(name)
 
     def names(self, below: str = "") -> list[str]:
         """Names of all files in this folder, or in one inside it, in order."""
         with self._faults(below):
-            return sorted(self._place.names(below))
+            return sorted(self._store.names(below))
 
     def holds(self, name: str) -> bool:
         """Was a whole folder kept under this name?"""
@@ -169,7 +169,7 @@ class _Bucket:
         self._fs = fs
         self._bucket = bucket
         self._root = f"{bucket}/{prefix}".rstrip("/")
-        self._store = fs.S3FileSystem(
+        self._s3 = fs.S3FileSystem(
             endpoint_override=s3_endpoint() or None,
             connect_timeout=_CONNECT_S,
             request_timeout=_ANSWER_S,
@@ -178,36 +178,41 @@ class _Bucket:
         )
 
     def write(self, name: str, data: bytes) -> None:
-        stream = self._store.open_output_stream(f"{self._root}/{name}")
+        stream = self._s3.open_output_stream(f"{self._root}/{name}")
         stream.write(data)
         # Not by `with`: after a failed write that would close, and so complete, a part.
         stream.close()
 
     def read(self, name: str) -> bytes:
-        with self._store.open_input_stream(f"{self._root}/{name}") as stream:
+        with self._s3.open_input_stream(f"{self._root}/{name}") as stream:
             return bytes(stream.read())
 
     def names(self, below: str) -> list[str]:
         where = f"{self._root}/{below}".rstrip("/")
         selector = self._fs.FileSelector(where, recursive=True, allow_not_found=True)
-        found = [i.path for i in self._store.get_file_info(selector) if i.is_file]
+        found = [i.path for i in self._s3.get_file_info(selector) if i.is_file]
         if not found:
             self._require_bucket()
         return [path.removeprefix(f"{self._root}/") for path in found]
 
     def exists(self, name: str) -> bool:
-        found = bool(self._store.get_file_info(f"{self._root}/{name}").is_file)
+        found = bool(self._s3.get_file_info(f"{self._root}/{name}").is_file)
         if not found:
             self._require_bucket()
         return found
 
     def _require_bucket(self) -> None:
         # A store answers "nothing there" also for a bucket that it does not know, or lost.
-        if self._store.get_file_info(self._bucket).type == self._fs.FileType.NotFound:
+        if self._s3.get_file_info(self._bucket).type == self._fs.FileType.NotFound:
             raise OSError(f"there is no bucket {self._bucket}")
 
 
-def _place(uri: str) -> _Place:
+def at(place: "Folder | Path | str") -> Folder:
+    """A folder by whatever names it."""
+    return place if isinstance(place, Folder) else Folder(place)
+
+
+def _store(uri: str) -> _Store:
     parts = urlsplit(uri)
     if parts.scheme == "file":
         return _Disk(Path(unquote(parts.path)))
