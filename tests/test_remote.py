@@ -24,6 +24,11 @@ SPEC = (ROOT / "pipelines" / "training.yaml").read_text()
 GATE = {"record": {"results": [{"passed": True, "reason": "AUC is fine"}]}}
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "POLL_S", 0.001)
+
+
 @pytest.fixture
 def fake() -> Iterator[FakeKfp]:
     with serving(FakeKfp()) as found:
@@ -71,7 +76,7 @@ def tell_end(ledger: Ledger, run: FakeRun) -> None:
 
 
 def launching(settings: Settings, **more: float) -> KfpLauncher:
-    return KfpLauncher(settings, SPEC, poll_s=0.001, **more)
+    return KfpLauncher(settings, SPEC, **more)
 
 
 def request(key: str = "event 1") -> RunRequest:

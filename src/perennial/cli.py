@@ -30,7 +30,11 @@ act
 nouns
   models list|show     registered versions
   runs list|show       pipeline runs and their gates
-  pipeline compile|run the KFP spec, and one run of it by hand
+  runs submit|status|logs|retry|terminate
+                       one run, on the launcher that is set: this machine, a Job, a KFP backend
+  pipeline compile|run the KFP spec, and one run of it by hand, here
+  pipeline upload|schedule
+                       the spec as a version on a KFP backend, and its runs at set times
   project check|schema a project.yaml and its JSON schema
 """
 
@@ -119,21 +123,72 @@ def _noun_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     show = _add(models, "show", "One version with its pins and gates.", _models_show)
     show.add_argument("model", help="a version such as v2")
     _listing(show)
-    runs = _noun(commands, "runs", "Pipeline runs.")
-    _listing(_add(runs, "list", "All runs, newest first.", _runs_list))
-    run = _add(runs, "show", "One run: data, gates, outcome.", _runs_show)
-    run.add_argument("run", help="a run id, or the first characters of one")
-    _listing(run)
-    pipeline = _noun(commands, "pipeline", "The compiled KFP pipeline.")
-    compile_ = _add(pipeline, "compile", "Write pipelines/training.yaml again.", _pipeline_compile)
-    compile_.add_argument("--check", action="store_true", help="only say whether it is current")
-    start = _add(pipeline, "run", "Run the compiled pipeline once, by hand.", _pipeline_run)
-    _project_argument(start, required=True)
-    start.add_argument("--source", default="", help="file with raw rows, instead of the project's")
-    start.add_argument("--as-of", default="", help="use only what was known then (2011-10-01)")
+    _run_commands(commands)
+    _pipeline_commands(commands)
     project = _noun(commands, "project", "A project.yaml.")
     _project_argument(_add(project, "check", "Say every fault of a project.", _project_check), True)
     _add(project, "schema", "Print the JSON schema of project.yaml.", _project_schema)
+
+
+def _run_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    runs = _noun(commands, "runs", "Pipeline runs.")
+    _listing(_add(runs, "list", "All runs, newest first.", _runs_list))
+    show = _run_argument(_add(runs, "show", "One run: data, gates, outcome.", _runs_show))
+    _listing(show, with_project=False)
+    submit = _add(runs, "submit", "Start a run by hand on the launcher that is set.", _runs_submit)
+    submit.epilog = "example: PERENNIAL_LAUNCHER=kfp perennial runs submit examples/retail"
+    _run_options(submit)
+    submit.add_argument("--trials", type=int, default=0, help="settings to try (the project's)")
+    submit.add_argument("--seed", type=int, default=-1, help="seed of the search (the project's)")
+    _no_wait_argument(submit)
+    status = _run_argument(_add(runs, "status", "Where a run is, step by step.", _runs_status))
+    _json_argument(status)
+    logs = _run_argument(_add(runs, "logs", "What the steps of a run wrote.", _runs_logs))
+    logs.add_argument("--step", default="", help="only this step, such as train")
+    logs.epilog = "example: perennial runs logs 4f1c --step train"
+    say = "Resume a failed run at the step that failed (KFP)."
+    _no_wait_argument(_run_argument(_add(runs, "retry", say, _runs_retry), with_project=False))
+    _run_argument(_add(runs, "terminate", "End a run that goes on.", _runs_terminate))
+
+
+def _pipeline_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    pipeline = _noun(commands, "pipeline", "The compiled KFP pipeline.")
+    compile_ = _add(pipeline, "compile", "Write pipelines/training.yaml again.", _pipeline_compile)
+    compile_.add_argument("--check", action="store_true", help="only say whether it is current")
+    compile_.add_argument("--to", default="", help="write this file instead")
+    _run_options(_add(pipeline, "run", "Run the compiled pipeline once, by hand.", _pipeline_run))
+    say = "Give the pipeline, compiled for these settings, to the KFP backend as a version."
+    _add(pipeline, "upload", say, _pipeline_upload)
+    say = "Let the KFP backend run the pipeline at set times, one run at a time."
+    schedule = _add(pipeline, "schedule", say, _pipeline_schedule)
+    schedule.epilog = "example: perennial pipeline schedule examples/retail --cron '0 30 3 * * *'"
+    _project_argument(schedule, required=True)
+    wanted = schedule.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--cron", help="six fields: second minute hour day month weekday")
+    wanted.add_argument("--off", action="store_true", help="remove the schedule")
+    patience = "seconds to wait for a run of an old schedule (600)"
+    schedule.add_argument("--patience", type=_positive, default=600, help=patience)
+
+
+def _run_options(parser: _Parser) -> None:
+    _project_argument(parser, required=True)
+    parser.add_argument("--source", default="", help="file with raw rows, instead of the project's")
+    parser.add_argument("--as-of", default="", help="use only what was known then (2011-10-01)")
+
+
+def _run_argument(parser: _Parser, with_project: bool = True) -> _Parser:
+    parser.add_argument("run", help="a run id, or the first characters of one")
+    if with_project:
+        _which_project(parser)
+    return parser
+
+
+def _which_project(parser: _Parser) -> None:
+    parser.add_argument("--project", default="", help="project folder (default: the one used last)")
+
+
+def _no_wait_argument(parser: _Parser) -> None:
+    parser.add_argument("--no-wait", action="store_true", help="do not follow it to its end")
 
 
 def _noun(
@@ -157,8 +212,9 @@ def _json_argument(parser: _Parser) -> None:
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
 
-def _listing(parser: _Parser) -> None:
-    parser.add_argument("--project", default="", help="project folder (default: the one used last)")
+def _listing(parser: _Parser, with_project: bool = True) -> None:
+    if with_project:
+        _which_project(parser)
     parser.add_argument("--verbose", action="store_true", help="also run and bundle ids")
     _json_argument(parser)
 
@@ -258,16 +314,68 @@ def _runs_show(args: argparse.Namespace) -> int:
     return look.run(_settings(), args.project, args.run, as_json=args.json)
 
 
+def _runs_submit(args: argparse.Namespace) -> int:
+    from perennial.local import runs
+
+    return runs.submit(
+        _settings(),
+        args.project,
+        source=args.source,
+        as_of=args.as_of,
+        trials=args.trials,
+        seed=args.seed,
+        wait=not args.no_wait,
+    )
+
+
+def _runs_status(args: argparse.Namespace) -> int:
+    from perennial.local import runs
+
+    return runs.status(_settings(), args.run, project=args.project, as_json=args.json)
+
+
+def _runs_logs(args: argparse.Namespace) -> int:
+    from perennial.local import runs
+
+    return runs.logs(_settings(), args.run, project=args.project, step=args.step)
+
+
+def _runs_retry(args: argparse.Namespace) -> int:
+    from perennial.local import runs
+
+    return runs.retry(_settings(), args.run, wait=not args.no_wait)
+
+
+def _runs_terminate(args: argparse.Namespace) -> int:
+    from perennial.local import runs
+
+    return runs.terminate(_settings(), args.run, project=args.project)
+
+
 def _pipeline_compile(args: argparse.Namespace) -> int:
     from perennial.local import spec
 
-    return spec.compile_training(_settings(), check=args.check)
+    return spec.compile_training(_settings(), check=args.check, to=args.to)
 
 
 def _pipeline_run(args: argparse.Namespace) -> int:
     from perennial.local import spec
 
     return spec.run_once(_settings(), args.project, source=args.source, as_of=args.as_of)
+
+
+def _pipeline_upload(args: argparse.Namespace) -> int:
+    from perennial.local import spec
+
+    return spec.upload(_settings())
+
+
+def _pipeline_schedule(args: argparse.Namespace) -> int:
+    from perennial.local import spec
+
+    return spec.schedule(
+        _settings(), args.project, when=args.cron, off=args.off, patience_s=args.patience
+    )
 
 
 def _project_check(args: argparse.Namespace) -> int:

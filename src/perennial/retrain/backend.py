@@ -65,7 +65,7 @@ class Run:
     name: str
     state: str
     states: tuple[str, ...]  # all that it went through
-    recurring: str
+    parameters: dict[str, Any]
     created_at: datetime
     finished_at: datetime | None
     tasks: tuple[Task, ...]
@@ -77,6 +77,11 @@ class Run:
     @property
     def terminated(self) -> bool:
         return "CANCELING" in self.states
+
+    @property
+    def project(self) -> str:
+        """The project's name, by the place that its file has on a cluster."""
+        return Path(str(self.parameters.get("project", ""))).stem
 
     @property
     def steps(self) -> tuple[Task, ...]:
@@ -474,7 +479,7 @@ def _run(raw: Any) -> Run:
         name=raw.display_name or "",
         state=raw.state or "",
         states=tuple(s.state for s in raw.state_history or []),
-        recurring=raw.recurring_run_id or "",
+        parameters=(raw.runtime_config.parameters or {}) if raw.runtime_config else {},
         created_at=raw.created_at,
         finished_at=_moment(raw.finished_at),
         tasks=tuple(_task(t) for t in details or []),

@@ -91,7 +91,7 @@ class LocalLauncher:
             raise BadInput(f"no compiled spec at {self._spec}; run 'make spec'")
         name = projects.load(request.project).name
         record = _Record(name, self._settings.state(name), request.trigger)
-        log = Log(record.state.logs / f"run-{_short(request.trigger)}.log", progress)
+        log = Log(record.state.logs / f"run-{short_name(request.trigger)}.log", progress)
         code = self._wait(request, log)
         if self._stopped:
             raise RunFailed(f"the run was stopped while it did {log.step or 'nothing yet'}")
@@ -226,7 +226,7 @@ def _reason(fault: Entry | None, log: Log, code: int) -> str:
     return f"the run ended {ended} while it did {log.step or 'nothing yet'}"
 
 
-def _short(trigger: str) -> str:
+def short_name(trigger: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", trigger).strip("-")[:24] or "unnamed"
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import re
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from perennial.store.engine import make_engine
 
 log = logging.getLogger(__name__)
 
+POLL_S = 2.0
 _RAISED = re.compile(r"^\s*(?:[a-z_][\w.]*\.)?[A-Z]\w+: (.+)$", re.MULTILINE)
 
 
@@ -36,7 +38,6 @@ class KfpLauncher:
         settings: Settings,
         spec: str = "",
         *,
-        poll_s: float = 2.0,
         patience_s: float = 60.0,
     ) -> None:
         """``spec`` is a compiled one; empty is the one that fits the settings.
@@ -46,7 +47,6 @@ class KfpLauncher:
         self.backend = Backend(settings)
         self._settings = settings
         self._spec = spec
-        self._poll_s = poll_s
         self._patience_s = patience_s
         self._stopping = threading.Event()
 
@@ -109,7 +109,7 @@ class KfpLauncher:
         log.warning("asking again: %s", silence)
 
     def _pause(self, run: str) -> None:
-        if self._stopping.wait(self._poll_s):
+        if self._stopping.wait(POLL_S):
             raise RunFailed(f"nobody waits for run {run} any more; it goes on")
 
 
@@ -228,10 +228,10 @@ def parameters(project: str, request: RunRequest) -> dict[str, Any]:
 
 
 def run_name(project: str, request: RunRequest) -> str:
-    """A name that a person can read and that two keys never share."""
-    key = request.key or request.trigger
-    short = re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-")[:40]
-    return f"{project} {short} {hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    """A name that a person can read: the same for the same key, else a new one."""
+    short = re.sub(r"[^A-Za-z0-9]+", "-", request.trigger).strip("-")[:40]
+    key = request.key or secrets.token_hex()
+    return f"{project} {short} {hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def last_error(text: str) -> str:

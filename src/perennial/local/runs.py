@@ -1,0 +1,180 @@
+"""How does a person start, follow, resume and end a run, on whichever launcher is set?"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from perennial import project as projects
+from perennial.errors import BadInput
+from perennial.local import folders, look, spec, summary
+from perennial.retrain import choice
+from perennial.retrain.backend import Backend, Run
+from perennial.retrain.launchers import Launcher, RunRequest, RunResult, short_name
+from perennial.settings import Settings
+
+Follow = Callable[[], RunResult]
+
+
+def submit(
+    settings: Settings,
+    text: str,
+    *,
+    source: str,
+    as_of: str,
+    trials: int,
+    seed: int,
+    wait: bool,
+) -> int:
+    """Start a run by hand; follow it to its end, or only say its id."""
+    launcher = choice.launcher(settings)
+    if not launcher.outlives:
+        _refuse_to_leave(settings, wait)
+        return spec.run_once(settings, text, source=source, as_of=as_of, trials=trials, seed=seed)
+    folder = folders.project_folder(settings, text)
+    trigger = spec.by_hand()
+    request = RunRequest(folder, source, spec.moment(as_of), trigger, trials, seed)
+    if not wait:
+        print(_start(settings, launcher, request))
+        return 0
+    return _followed(projects.load(folder).name, lambda: launcher.run(request, progress=print))
+
+
+def status(settings: Settings, name: str, *, project: str, as_json: bool) -> int:
+    """Where a run is: its steps on a KFP backend, else what the ledger knows."""
+    if settings.launcher != "kfp":
+        return look.run(settings, project, name, as_json=as_json)
+    backend = Backend(settings)
+    run = backend.run(backend.find(name))
+    if as_json:
+        print(json.dumps(_plain(run), indent=2))
+        return 0
+    print(f"run {run.id} ({run.name}): {run.state}")
+    table = Table("step", "state", "seconds", box=None, pad_edge=False)
+    for task in run.steps:
+        seconds = "-" if task.seconds is None else f"{task.seconds:.0f}"
+        table.add_row(task.name, task.state, seconds)
+    Console().print(table)
+    return 0
+
+
+def logs(settings: Settings, name: str, *, project: str, step: str) -> int:
+    """What the steps of a run wrote, or one of them."""
+    if settings.launcher == "kfp":
+        return _backend_logs(Backend(settings), name, step)
+    if settings.launcher == "job":
+        raise BadInput(f"a Job keeps its log in its pod; 'kubectl logs job/{name}' shows it")
+    if step:
+        raise BadInput("on this machine all steps write to one log; leave out --step")
+    view = look.View(settings, project)
+    found = _known(view, name)
+    path = view.state.logs / f"run-{short_name(found['trigger'])}.log"
+    if not path.is_file():
+        raise BadInput(f"no log of run {found['run']} at {path}")
+    print(path.read_text(encoding="utf-8"), end="")
+    return 0
+
+
+def retry(settings: Settings, name: str, *, wait: bool) -> int:
+    """Resume a failed run at the step that failed."""
+    from perennial.retrain.remote import KfpLauncher
+
+    if settings.launcher != "kfp":
+        raise BadInput(
+            f"the launcher is {settings.launcher}, and only a KFP backend resumes a run that ended;"
+            " 'perennial runs submit' starts another"
+        )
+    launcher = KfpLauncher(settings)
+    run = launcher.backend.run(launcher.backend.find(name))
+    failed = ", ".join(task.name for task in run.failed)
+    launcher.backend.retry(run.id)
+    print(f"run {run.id} goes on{' at ' + failed if failed else ''}")
+    if not wait:
+        return 0
+    return _followed(run.project, lambda: launcher.follow(run.project, run.id, print))
+
+
+def terminate(settings: Settings, name: str, *, project: str) -> int:
+    """End a run that goes on."""
+    if settings.launcher == "local":
+        raise BadInput("a run of this machine ends with its command; press Ctrl-C there")
+    if settings.launcher == "job":
+        return _end_job(settings, name, project)
+    backend = Backend(settings)
+    run = backend.find(name)
+    backend.terminate(run)
+    print(f"run {run} is told to end; the backend will call it FAILED")
+    return 0
+
+
+def _refuse_to_leave(settings: Settings, wait: bool) -> None:
+    if not wait:
+        raise BadInput(
+            f"the launcher is {settings.launcher}, whose runs end with their command;"
+            " leave out --no-wait, or set PERENNIAL_LAUNCHER"
+        )
+
+
+def _start(settings: Settings, launcher: Launcher, request: RunRequest) -> str:
+    from perennial.retrain.remote import KfpLauncher
+
+    if isinstance(launcher, KfpLauncher):
+        return launcher.submit(request)
+    raise BadInput(f"the launcher {settings.launcher} starts a run only for who waits for it")
+
+
+def _followed(project: str, follow: Follow) -> int:
+    """Say how a run ended; who stops waiting is told that it goes on."""
+    try:
+        result = follow()
+    except KeyboardInterrupt:
+        print(f"{project}: the run goes on; 'perennial runs list' shows how it ended")
+        raise
+    print(f"{project}: run {result.run} {result.state}{': ' * bool(result.reason)}{result.reason}")
+    return 0
+
+
+def _backend_logs(backend: Backend, name: str, step: str) -> int:
+    run = backend.run(backend.find(name))
+    names = [task.name for task in run.steps]
+    if step and step not in names:
+        raise BadInput(
+            f"run {run.id} has no step {step!r}; it has {', '.join(names) or 'none yet'}"
+        )
+    for task in run.steps:
+        if step in ("", task.name):
+            text = backend.log(run.id, task) or "(no log was kept)\n"
+            print(text if step else f"== {task.name}: {task.state}\n{text}", end="")
+    return 0
+
+
+def _end_job(settings: Settings, name: str, project: str) -> int:
+    from perennial.retrain.job import JobLauncher
+
+    view = look.View(settings, project)
+    run = _known(view, name)["run"]
+    JobLauncher(settings).terminate(view.name, run)
+    print(f"run {run} is ended")
+    return 0
+
+
+def _known(view: look.View, name: str) -> dict[str, Any]:
+    found = [r for r in summary.runs(view.entries) if r["run"].startswith(name)]
+    if len(found) != 1:
+        many = "several runs begin" if found else "no run begins"
+        raise BadInput(f"{many} with {name!r}; 'perennial runs list --verbose' shows their ids")
+    return found[0]
+
+
+def _plain(run: Run) -> dict[str, Any]:
+    return {
+        "run": run.id,
+        "name": run.name,
+        "project": run.project,
+        "state": run.state,
+        "created_at": run.created_at.isoformat(),
+        "finished_at": run.finished_at.isoformat() if run.finished_at else None,
+        "steps": [{"step": t.name, "state": t.state, "seconds": t.seconds} for t in run.steps],
+    }
