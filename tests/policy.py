@@ -13,6 +13,7 @@ Right = tuple[str, str, str]
 
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim"}
 VOLUMES |= {"projected", "secret"}
+CRD = "CustomResourceDefinition"
 LISTS = ("containers", "initContainers", "ephemeralContainers")
 AUDIENCES = {"pipelines.kubeflow.org"}
 # The kinds that need somebody's controller to be there: an overlay must not fail without it.
@@ -77,7 +78,7 @@ def _specs(value: Any, where: str) -> Iterator[tuple[str, Doc]]:
     if isinstance(value, list):
         for number, item in enumerate(value):
             yield from _specs(item, f"{where}[{number}]")
-    if not isinstance(value, dict) or value.get("kind") == "CustomResourceDefinition":
+    if not isinstance(value, dict) or value.get("kind") == CRD:
         return
     containers = value.get("containers")
     # KServe fills the one container of a model from its runtime.
@@ -267,7 +268,7 @@ def tenant(docs: list[Doc]) -> list[str]:
 
 
 def _placed(doc: Doc, space: str) -> Iterator[str]:
-    whole = doc["kind"] in ("Namespace", "CustomResourceDefinition")
+    whole = doc["kind"] in ("Namespace", CRD)
     if not whole and doc["metadata"].get("namespace") != space:
         yield "is outside of the namespace"
     if doc["kind"] == "Service" and doc["spec"].get("type", "ClusterIP") != "ClusterIP":
@@ -297,15 +298,16 @@ def rights(docs: list[Doc]) -> dict[str, set[Right]]:
     roles = {doc["metadata"]["name"]: doc.get("rules") or [] for doc in kinds(docs, "Role")}
     found: dict[str, set[Right]] = {}
     for binding in some(kinds(docs, "RoleBinding"), "RoleBinding"):
-        granted = {
-            right for rule in roles.get(binding["roleRef"]["name"], []) for right in _rule(rule)
+        given = {
+            right for rule in roles.get(binding["roleRef"]["name"], []) for right in granted(rule)
         }
         for subject in binding.get("subjects") or []:
-            found.setdefault(subject["name"], set()).update(granted)
+            found.setdefault(subject["name"], set()).update(given)
     return found
 
 
-def _rule(rule: Doc) -> Iterator[Right]:
+def granted(rule: Doc) -> Iterator[Right]:
+    """Each single right of one rule."""
     for group in rule.get("apiGroups", []):
         for resource in rule.get("resources", []):
             for verb in rule.get("verbs", []):

@@ -71,6 +71,14 @@ class Postgres:
         self.roles.add(role)
         return tenant.state_url(self.admin_url, role, f"secret of {role}")
 
+    def migrated(self, name: str = "tenant") -> str:
+        """URL of a tenant with empty tables of the newest version."""
+        url = self.tenant(name)
+        engine = open_engine(url)
+        migrate(engine)
+        engine.dispose()
+        return url
+
     def tracking_uri(self, name: str = "tenant") -> str:
         """Where MLflow of that tenant keeps its tables."""
         role = f"{self.name}-{name}"
@@ -98,11 +106,7 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture
 def tenant_url(postgres: Postgres) -> str:
     """A tenant with empty tables of the newest version."""
-    url = postgres.tenant()
-    engine = open_engine(url)
-    migrate(engine)
-    engine.dispose()
-    return url
+    return postgres.migrated()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.stores)])

@@ -167,7 +167,7 @@ def test_what_this_identity_may_not_do_is_named(api, settings):
 @pytest.mark.parametrize(
     ("user", "launcher", "lacks", "names"),
     [
-        ("operator", "job", "inferenceservices", "patch inferenceservices"),
+        ("operator", "job", "inferenceservices", "update inferenceservices"),
         ("retraining", "job", "jobs", "create jobs"),
     ],
 )

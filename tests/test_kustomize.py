@@ -4,10 +4,7 @@ import base64
 import copy
 import json
 import os
-import shutil
-import subprocess
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 
 import jsonschema
@@ -20,77 +17,19 @@ from perennial.records import DriftReport, FeatureDrift
 from perennial.retrain import service
 from perennial.settings import Settings
 from tests import policy
+from tests.manifests import (
+    BUCKET,
+    DEMOS,
+    OVERLAYS,
+    RIGHTS,
+    ROOT,
+    kustomize,
+    pipeline,
+    rendered,
+    templates,
+)
 from tests.policy import Doc, Nothing, Peer
 
-ROOT = Path(__file__).resolve().parents[1]
-OVERLAYS = ("demo", "demo-standard", "staging", "production")
-DEMOS = ("demo", "demo-standard")
-BUCKET = ROOT / "kustomize" / "policies" / "bucket.json"
-CACHED = Path.home() / ".cache" / "perennial-cluster" / "bin" / "kubectl"
-
-
-def kubectl() -> str:
-    found = str(CACHED) if CACHED.exists() else shutil.which("kubectl")
-    return found or pytest.skip("no kubectl here")
-
-
-@cache
-def _rendered(folder: str) -> str:
-    done = subprocess.run(
-        [kubectl(), "kustomize", str(ROOT / folder)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout
-
-
-def rendered(overlay: str) -> list[Doc]:
-    return list(yaml.safe_load_all(_rendered(f"kustomize/overlays/{overlay}")))
-
-
-def templates() -> list[Doc]:
-    return [yaml.safe_load(path.read_text()) for path in sorted(ROOT.glob("kserve/*/isvc.yaml"))]
-
-
-def pipeline() -> list[Doc]:
-    return list(yaml.safe_load_all((ROOT / "pipelines" / "training.yaml").read_text()))
-
-
-def verbs(group: str, resource: str, *names: str) -> set[policy.Right]:
-    return {(group, resource, verb) for verb in names}
-
-
-OPERATOR = (
-    verbs("perennial.dev", "modelrollouts", "get", "list", "watch", "create", "patch", "delete")
-    | verbs("perennial.dev", "modelrollouts/status", "patch")
-    | verbs("serving.kserve.io", "inferenceservices", "get", "list", "watch", "create", "patch")
-    | verbs("serving.kserve.io", "inferenceservices", "delete")
-    | verbs("eventing.knative.dev", "brokers", "get")
-    | verbs("", "pods", "get", "list")
-)
-STANDARD = verbs("", "services", "get")
-KNATIVE = verbs("serving.knative.dev", "revisions", "get", "list")
-JOBS = (
-    verbs("batch", "jobs", "create", "get", "list", "delete")
-    | verbs("", "pods", "get", "list")
-    | verbs("", "pods/log", "get")
-)
-KFP = (
-    verbs("pipelines.kubeflow.org", "runs", "create", "get", "list", "retry", "terminate")
-    | verbs("pipelines.kubeflow.org", "experiments", "create", "get", "list")
-    | verbs("pipelines.kubeflow.org", "pipelines", "create", "get", "list")
-)
-KFP_RUN = (
-    verbs("argoproj.io", "workflowtaskresults", "create", "patch")
-    | verbs("", "configmaps=kfp-launcher", "get")
-    | verbs("", "secrets=mlpipeline-minio-artifact", "get")
-)
-RIGHTS = {
-    "demo": {"operator": OPERATOR | KNATIVE, "retraining": JOBS},
-    "demo-standard": {"operator": OPERATOR | STANDARD, "retraining": JOBS},
-    "staging": {"operator": OPERATOR | KNATIVE, "retraining": KFP, "pipeline-run": KFP_RUN},
-    "production": {"operator": OPERATOR | KNATIVE, "retraining": KFP, "pipeline-run": KFP_RUN},
-}
 TOKENS = {
     "demo": {"operator", "retraining"},
     "demo-standard": {"operator", "retraining"},
@@ -241,7 +180,7 @@ def second_tenant(overlay: str, folder: Path) -> list[Doc]:
         "components": [str(root / "components" / "shared-crd")],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(text))
-    return list(yaml.safe_load_all(_rendered(str(folder))))
+    return list(yaml.safe_load_all(kustomize(str(folder))))
 
 
 def test_production_keeps_three_of_everything_and_grows_under_load():
@@ -311,7 +250,7 @@ def test_each_example_brings_itself_to_a_cluster(project, tmp_path):
     }
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(text))
 
-    docs = list(yaml.safe_load_all(_rendered(str(tmp_path))))
+    docs = list(yaml.safe_load_all(kustomize(str(tmp_path))))
 
     [found] = [d for d in docs if policy.name(d) == "ConfigMap/projects"]
     (tmp_path / f"{project}.yaml").write_text(found["data"][f"{project}.yaml"])

@@ -1,16 +1,22 @@
-"""MLflow knows every training and every version, on SQLite in the state folder."""
+"""MLflow knows every training and every version, on one machine and on a cluster."""
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import tiny
+from botocore.exceptions import EndpointConnectionError
+from sqlalchemy.exc import OperationalError
+from stores import S3, Postgres
 
 from perennial import bundle, registry
-from perennial.errors import BadInput, RunFailed
+from perennial.errors import BadInput, RunFailed, Unavailable
 from perennial.ledger import Ledger
+from perennial.project import Rollout
 from perennial.records import Version
 from perennial.settings import Settings
 from perennial.steps import deploy, register
@@ -23,10 +29,24 @@ AS_OF = datetime(2011, 9, 1, tzinfo=UTC)
 PASSED = '{"candidate": "%s", "results": [{"passed": true}]}'
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """One state folder for the whole file, because MLflow makes its tables in seconds."""
-    return Settings(home=tmp_path_factory.mktemp("registry"))
+@pytest.fixture(scope="module", params=["here", pytest.param("cluster", marks=pytest.mark.stores)])
+def settings(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Settings]:
+    """One state for the whole file, because MLflow makes its tables in seconds."""
+    here = Settings(home=tmp_path_factory.mktemp("registry"))
+    if request.param == "here":
+        yield here
+        return
+    postgres: Postgres = request.getfixturevalue("postgres")
+    there = {
+        "state_url": postgres.migrated("registry"),
+        "tracking_uri": postgres.tracking_uri("registry"),
+        "artifacts": f"s3://{request.getfixturevalue('s3_bucket')}/registry",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", S3)
+        yield here.model_copy(update=there)
 
 
 @pytest.fixture
@@ -36,12 +56,11 @@ def client(settings):
 
 
 @pytest.fixture
-def ctx(settings, tmp_path) -> Context:
+def ctx(settings, tmp_path) -> Iterator[Context]:
     state = settings.state("tiny")
     engine = make_engine(state.url)
-    return Context(
-        settings, tiny.project(), tmp_path, state, engine, Ledger(engine), "run-1", AS_OF
-    )
+    yield Context(settings, tiny.project(), tmp_path, state, engine, Ledger(engine), "run-1", AS_OF)
+    engine.dispose()
 
 
 def track(settings: Settings, run: str) -> str:
@@ -67,6 +86,7 @@ def test_a_training_is_one_run_with_parameters_spread_and_trials(settings, clien
     history = client.get_metric_history(found.info.run_id, "trial_score")
     assert [(m.step, m.value) for m in history] == [(i, 0.6 + i / 100) for i in range(4)]
     assert [f.path for f in client.list_artifacts(found.info.run_id)] == ["trials.json"]
+    assert found.info.artifact_uri.startswith(settings.state("tiny").artifacts("mlflow"))
 
 
 def test_the_same_run_is_tracked_once(settings):
@@ -89,8 +109,8 @@ def test_tracking_goes_to_the_state_folder_unless_the_settings_say_otherwise(set
     elsewhere = settings.model_copy(update={"tracking_uri": "http://mlflow:5000"})
 
     assert registry.tracking_uri(elsewhere, "tiny") == "http://mlflow:5000"
-    assert registry.tracking_uri(settings, "tiny").startswith(f"sqlite:///{settings.home}")
-    assert (settings.home / "tiny" / "mlflow" / "mlflow.db").is_file()
+    here = Settings(home=tmp_path)
+    assert registry.tracking_uri(here, "tiny") == f"sqlite:///{tmp_path}/tiny/mlflow/mlflow.db"
 
 
 def test_a_version_points_at_its_bundle_and_is_the_challenger(settings, client, tmp_path):
@@ -129,7 +149,11 @@ def test_an_alias_of_an_unknown_version_is_refused(settings):
 def test_an_alias_can_be_set_from_the_command_line(settings, client, tmp_path):
     registry.publish(settings, "tiny", Version(78, "sha256:78", "r", AS_OF), URI)
     command = [sys.executable, "-m", "perennial.registry", "alias", "tiny"]
-    env = {"PERENNIAL_HOME": str(settings.home), "PATH": "/usr/bin:/bin"}
+    env = {
+        "PERENNIAL_HOME": str(settings.home),
+        "PERENNIAL_TRACKING_URI": settings.tracking_uri,
+        "PATH": "/usr/bin:/bin",
+    }
 
     good = subprocess.run([*command, "v78", "champion"], env=env, check=False)
     bad = subprocess.run(
@@ -157,7 +181,22 @@ def test_registering_keeps_the_bundle_under_its_digest(ctx, client, tmp_path):
     assert bundle.verify(kept) == digest == version.digest
     assert (kept / "evidence" / "gate.json").is_file()
     assert versions.by_digest(ctx.engine, "tiny", digest) == version
-    assert client.get_model_version_by_alias("tiny", "challenger").source == kept.as_uri()
+    shared = f"{ctx.state.artifacts('bundles')}/{kept.name}"
+    assert client.get_model_version_by_alias("tiny", "challenger").source == shared
+
+
+def test_a_registered_bundle_is_where_all_pods_find_it(ctx, tmp_path):
+    digest = judged(tmp_path / "judged", seed=7)
+    version = register.register(ctx, tmp_path / "judged")
+    if ctx.state.artifact_root:
+        shutil.rmtree(ctx.state.bundles)
+
+    wished = deploy.deploy(ctx, version.number)
+    found = bundle.near(ctx.state, digest)
+
+    assert wished.bundle_uri == f"{ctx.state.artifacts('bundles')}/{bundle.name_of(digest)}"
+    assert bundle.load(found, digest).digest == digest
+    assert (found / "evidence" / "gate.json").is_file()
 
 
 def test_registering_twice_gives_the_same_version(ctx, tmp_path):
@@ -194,7 +233,7 @@ def test_deploying_states_a_wish_and_nothing_else(ctx, tmp_path):
 
     assert rollouts.serving(ctx.engine, "tiny") is None
     assert rollouts.get(ctx.engine, wished.id).digest == version.digest
-    assert bundle.verify(Path(wished.bundle_uri.removeprefix("file://"))) == version.digest
+    assert Rollout.model_validate_json(wished.limits) == ctx.project.rollout
     entry = ctx.ledger.entries("tiny", "rollout.wished")[-1]
     assert entry.body["rollout"] == wished.id
 
@@ -202,3 +241,24 @@ def test_deploying_states_a_wish_and_nothing_else(ctx, tmp_path):
 def test_a_version_that_was_never_registered_is_not_deployed(ctx):
     with pytest.raises(RunFailed, match="no version v999 to deploy"):
         deploy.deploy(ctx, 999)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OperationalError("SELECT 1", {}, Exception("refused")),
+        EndpointConnectionError(endpoint_url="s"),
+    ],
+    ids=["database", "object store"],
+)
+def test_what_mlflow_cannot_reach_is_unavailable_and_no_password_is_told(settings, fault):
+    url = "postgresql+psycopg://role:hidden@host/db"
+    elsewhere = Settings(home=settings.home, tracking_uri=url)
+
+    with pytest.raises(Unavailable, match=r"MLflow at .*role:\*\*\*@host/db did not") as told:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mlflow.MlflowClient.__init__", lambda self, **_: None)
+            with registry._client(elsewhere, "tiny"):
+                raise fault
+
+    assert "hidden" not in str(told.value)

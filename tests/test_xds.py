@@ -208,6 +208,8 @@ def test_what_one_envoy_refuses_is_taken_back_from_all(two):
 
     with pytest.raises(Unavailable, match="refused a new rds"):
         bench.traffic.set_weights({"v9": 100})
+    cluster.start("three")
+    wait_until(lambda: cluster.is_ready("three"))
 
     assert set(answered(bench, 200)) == {"v1", "v2"}
     bench.traffic.set_weights({"v2": 100})

@@ -75,6 +75,14 @@ def kubectl(kubeconfig: str) -> Kubectl:
 
 
 @pytest.fixture(scope="session")
+def crd(kubectl: Kubectl) -> None:
+    """The cluster knows ModelRollouts; the kind stays, others may use it."""
+    path = Path(__file__).resolve().parents[2] / "kustomize" / "base" / "crd.yaml"
+    kubectl.run("apply", "--server-side", "--force-conflicts", "-f", str(path))
+    kubectl.run("wait", "--for=condition=Established", "--timeout=60s", "-f", str(path))
+
+
+@pytest.fixture(scope="session")
 def spaces(kubectl: Kubectl) -> Iterator[Callable[[str], str]]:
     """Makes a restricted namespace; all of them go when the tests are over."""
     made: list[str] = []

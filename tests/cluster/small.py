@@ -14,7 +14,7 @@ import json, os, signal, sys, threading
 from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-REVISION, FAULT, PORT = os.environ["REVISION"], os.environ["FAULT"], int(os.environ["PORT"])
+REVISION, FAULT, PORT = os.environ["REVISION"], os.environ["FAULT"], int(os.environ["LISTEN"])
 INVALID = "perennial_invalid_outputs_total"
 COUNTS, LOCK = {"ok": 0, "client": 0, "model": 0, "platform": 0}, threading.Lock()
 
@@ -124,7 +124,7 @@ def inference_service(
 
 
 def _container(name: str, image: str, revision: str, fault: str, port: int) -> Document:
-    wanted = {"REVISION": revision, "FAULT": fault, "PORT": str(port)}
+    wanted = {"REVISION": revision, "FAULT": fault, "LISTEN": str(port)}
     calls = {"CALLS": "1"} if name == manifest.TRANSFORMER else {}
     return {
         "name": name,

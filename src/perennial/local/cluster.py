@@ -44,7 +44,7 @@ ACCOUNTS = {
     "operator": (
         ("list", "perennial.dev", "modelrollouts"),
         ("patch", "perennial.dev", "modelrollouts/status"),
-        ("patch", "serving.kserve.io", "inferenceservices"),
+        ("update", "serving.kserve.io", "inferenceservices"),
         ("get", "eventing.knative.dev", "brokers"),
         ("list", "", "pods"),
     ),
