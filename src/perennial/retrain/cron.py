@@ -97,15 +97,14 @@ class Cron:
 
     def _first_on(self, day: datetime) -> datetime | None:
         """The first time on a day, from its time of day on."""
-        seconds, minutes, hours, *_ = self.sets
-        for hour in sorted(h for h in hours if h >= day.hour):
-            at = max(day, day.replace(hour=hour, minute=0, second=0))
-            for minute in sorted(m for m in minutes if m >= at.minute):
-                least = at.second if minute == at.minute else 0
-                found = [s for s in seconds if s >= least]
-                if found:
-                    return at.replace(minute=minute, second=min(found))
-        return None
+        seconds, minutes, hours = map(sorted, self.sets[:3])
+        moments = (
+            day.replace(hour=hour, minute=minute, second=second)
+            for hour in hours
+            for minute in minutes
+            for second in seconds
+        )
+        return next((at for at in moments if at >= day), None)
 
 
 def parse(text: str) -> Cron:
