@@ -219,7 +219,7 @@ class TrafficContract:
 
         self.until(bench, lambda: bench.revisions.died(plan.name(state)))
 
-        assert not bench.revisions.ready(plan.name(state))
+        assert not self.holds(lambda: bench.revisions.ready(plan.name(state)))
         assert self.answers(bench, 30) == {stable: 30}
         assert bench.revisions.died(stable) == ""
 
@@ -230,7 +230,7 @@ class TrafficContract:
         self.drive(bench, lambda: bench.revisions.stop(new))
 
         assert bench.revisions.names() == (stable,)
-        assert not bench.revisions.ready(new)
+        assert not self.holds(lambda: bench.revisions.ready(new))
 
     def look(self, bench: Bench, step: str, canary: str, stable: str) -> Evidence:
         """Evidence of both, once there is some."""

@@ -2,8 +2,10 @@
 
 import json
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
 
@@ -423,3 +425,19 @@ def test_an_image_without_envoy_is_told(tmp_path, monkeypatch, capsys):
 def test_draining_an_envoy_that_is_gone_says_so(capsys):
     assert edgepod.main(["--drain"]) == 3
     assert "Envoy does not answer" in capsys.readouterr().err
+
+
+def test_a_server_that_leaves_lets_nobody_wait(engine, caplog):
+    port = free_ports(1)[0]
+    question = {"node": {"cluster": "retail"}}
+
+    with futures.ThreadPoolExecutor(1) as pool, httpx.Client(timeout=30) as client:
+        with xds.Server(engine, "127.0.0.1", port):
+            url = f"http://127.0.0.1:{port}/v3/discovery:routes"
+            held = pool.submit(client.post, url, json=question)
+            time.sleep(0.5)
+            began = time.monotonic()
+        assert held.result().status_code == 304
+
+    assert time.monotonic() - began < 5
+    assert caplog.records == []

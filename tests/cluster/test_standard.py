@@ -5,6 +5,8 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import grpc
 import httpx
 import pytest
 import yaml
-from adapters import FINE, TrafficContract, rollout
+from adapters import ERRORS, FINE, TrafficContract, rollout
 from lightkube import Client
 from lightkube.resources.apps_v1 import Deployment
 from lightkube.resources.core_v1 import Pod, Service
@@ -20,11 +22,15 @@ from small import inference_service
 
 from perennial import kube
 from perennial.errors import Unavailable
-from perennial.records import RolloutState
+from perennial.ledger import Ledger
+from perennial.project import Rollout
+from perennial.records import Phase, RolloutState
 from perennial.rollout import plan, pods, standard, xds
+from perennial.rollout.controller import Controller
 from perennial.rollout.edge import GRPC_SERVICE
 from perennial.rollout.envoy import EnvoyTraffic
 from perennial.rollout.evidence import EnvoyEvidence
+from perennial.store import rollouts
 from perennial.store.engine import make_engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,7 +172,7 @@ def pair(bench: StandardBench) -> Iterator[tuple[str, str]]:
     stable = suite.served(bench) or suite.serve_first(bench)
     new = suite.bring_up(bench)
     yield stable, new
-    suite.split(bench, {stable: 100})
+    suite.split(bench, {suite.served(bench) or stable: 100})
     suite.drive(bench, lambda: bench.revisions.stop(new))
 
 
@@ -269,3 +275,73 @@ def test_the_edge_has_the_labels_that_the_operator_looks_for(bench):
     deployment = bench.client.get(Deployment, "edge")
 
     assert deployment.spec.template.metadata.labels["perennial.dev/project"] == "retail"
+
+
+@dataclass(frozen=True)
+class Subject:
+    name: str = "retail"
+    rollout: Rollout = Rollout(
+        steps=(10, 100), min_requests=20, deadline_s=90, max_p95_ms=5000, max_p95_ratio=50
+    )
+
+
+class Clock:
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+def new_controller(bench: StandardBench) -> Controller:
+    adapters = bench.traffic, bench.evidence, bench.revisions
+    return Controller(Subject(), bench.engine, Ledger(bench.engine), *adapters, Clock())
+
+
+def wished(bench: StandardBench, state: RolloutState) -> RolloutState:
+    return rollouts.wish(
+        bench.engine,
+        project="retail",
+        version=state.version,
+        digest=state.digest,
+        bundle_uri="s3://bucket/retail",
+        run_id=state.run_id,
+    )
+
+
+def decided(bench: StandardBench, wish: RolloutState) -> tuple[RolloutState, set[int]]:
+    """Its end and the shares it was seen with; the controller is killed after each move."""
+    controller = new_controller(bench)
+    shares, last = set(), (Phase.WISHED, -1)
+    while not (now := rollouts.get(bench.engine, wish.id)).phase.over:
+        controller.tick()
+        shares.add(bench.traffic.weights().get(plan.name(wish), 0))
+        moved = rollouts.get(bench.engine, wish.id)
+        if (moved.phase, moved.step) != last:
+            last = (moved.phase, moved.step)
+            bench.restart()
+            controller = new_controller(bench)
+        time.sleep(0.5)
+    suite.until(bench, lambda: controller.tick() or controller.settled)
+    return now, shares
+
+
+def test_a_good_revision_comes_to_all_and_a_bad_one_is_taken_back_by_a_controller_that_is_killed(
+    bench, pair
+):
+    stable, _ = pair
+    serves = wished(bench, rollout(int(stable[1:])))
+    rollouts.save(bench.engine, replace(serves, phase=Phase.PROMOTED, weight=100))
+    rollouts.set_serving(bench.engine, "retail", serves.id)
+
+    with suite.clients(bench) as said:
+        good, shares = decided(bench, wished(bench, bench.state()))
+    assert (good.phase, shares) == (Phase.PROMOTED, {0, 10, 100}), good.reason
+    assert {status for status, _ in said} == {200}
+
+    with suite.clients(bench) as said:
+        bad, shares = decided(bench, wished(bench, bench.state(ERRORS)))
+    assert (bad.phase, shares) == (Phase.ROLLED_BACK, {0, 10}), bad.reason
+    assert "server error" in bad.reason
+    assert suite.answers(bench, 200) == {plan.name(good): 200}
+    assert plan.name(bad) not in bench.revisions.names()

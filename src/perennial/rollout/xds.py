@@ -73,7 +73,9 @@ class _Board:
         return self._versions.get((project, name))
 
 
-def app(engine: Engine, hold_s: float = edge.HOLD_S) -> Starlette:
+def app(
+    engine: Engine, hold_s: float = edge.HOLD_S, is_over: Callable[[], bool] = bool
+) -> Starlette:
     """The discovery service: an Envoy asks with what it has and is answered when that is old."""
     board = _Board(engine)
 
@@ -85,7 +87,7 @@ def app(engine: Engine, hold_s: float = edge.HOLD_S) -> Starlette:
             return JSONResponse({"error": "wanted a document and a node with a cluster"}, 404)
         limit = time.monotonic() + hold_s
         while (version := await board.version(project, name)) == asked.get("version_info"):
-            if time.monotonic() > limit:
+            if time.monotonic() > limit or is_over():
                 return Response(status_code=304)
             await asyncio.sleep(POLL_S)
         body = await run_in_threadpool(edges.read, engine, project, name) if version else None
@@ -111,7 +113,7 @@ class Server:
 
     def __init__(self, engine: Engine, host: str, port: int, hold_s: float = edge.HOLD_S) -> None:
         config = uvicorn.Config(
-            app(engine, hold_s),
+            app(engine, hold_s, lambda: self._server.should_exit),
             host=host,
             port=port,
             log_level="warning",
