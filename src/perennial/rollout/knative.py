@@ -84,6 +84,13 @@ class Seen:
         given = self.percent if self.kserve.get("latestRolledoutRevision") else None
         return 100 if given is None else given
 
+    @property
+    def refusal(self) -> str:
+        """Why KServe cannot make of the spec what it should; empty while it can."""
+        found = _condition(self.live, "PredictorReady")
+        failed = found.get("reason") == "ReconcileFailed"
+        return str(found.get("message", "")) if failed else ""
+
     def condition(self, kind: str) -> Document:
         """One of Knative's conditions, empty when it is not told."""
         return _condition(self.knative, kind)
@@ -98,12 +105,14 @@ class KnativeService:
         project: str,
         manifest_of: Callable[[RolloutState], Document],
         serving: Callable[[], RolloutState | None],
+        pinned: Callable[[int], Document | None] = lambda _: None,
         hold_s: float = HOLD_S,
     ) -> None:
         self._client = client
         self._project = project
         self._manifest_of = manifest_of
         self._serving = serving
+        self._pinned = pinned
         self._hold_s = hold_s
         self._labels: dict[str, str] = {}
         self._applied: int | None = _UNKNOWN
@@ -210,10 +219,11 @@ class KnativeService:
         return manifest.differences(applied, seen.live) if applied else []
 
     def _applied_for(self, seen: Seen) -> Document | None:
+        if applied := self._pinned(manifest.rollout(seen.live)):
+            return applied
         serving = self._serving()
-        if serving and plan.name(serving) == seen.top:
-            return self._manifest_of(serving)
-        return None
+        ours = serving is not None and plan.name(serving) == seen.top
+        return self._manifest_of(serving) if serving and ours else None
 
     def _withdraw(self, seen: Seen, wanted: Mapping[str, int]) -> None:
         """The newest revision gets nothing: KServe gives all to the one that had it before."""
@@ -290,7 +300,8 @@ class KnativeService:
         """Is the template created and ready, for Knative and for KServe?"""
         created = seen.status.get("latestCreatedRevisionName", "")
         if not seen.is_carried or not created or self._label(created) != seen.top:
-            raise Unavailable(f"KServe and Knative have not taken {seen.top} up yet")
+            said = seen.refusal and f": {seen.refusal}"
+            raise Unavailable(f"KServe and Knative have not taken {seen.top} up yet{said}")
         if seen.status.get("latestReadyRevisionName") != created:
             raise Unavailable(f"{seen.top} is not ready: {self._why(seen.top, created)}")
         told = {seen.kserve.get(f"latest{w}Revision") for w in ("Created", "Ready")}

@@ -1,0 +1,181 @@
+"""Run the operator of one namespace: its loop, watch and health, and the edge's configuration."""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from sqlalchemy.exc import DBAPIError
+
+from perennial import kube
+from perennial.errors import BadInput, PerennialError, Unavailable
+from perennial.records import RolloutState
+from perennial.rollout import places, plan, xds
+from perennial.rollout.board import Board
+from perennial.rollout.leader import Leader
+from perennial.rollout.reconcile import Reconciler
+from perennial.rollout.watch import Watcher
+from perennial.settings import Settings
+from perennial.store.engine import make_engine
+
+log = logging.getLogger(__name__)
+
+XDS_PORT, HEALTH_PORT = 8081, 8082
+TURN_S = 0.5
+IDLE_S = 2.0
+PATIENCE_S = 60.0
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+class Health:
+    """Does the loop turn? Asked by the kubelet, which ends a process that hangs."""
+
+    def __init__(self) -> None:
+        self._turned = time.monotonic()
+
+    def turned(self) -> None:
+        self._turned = time.monotonic()
+
+    @contextmanager
+    def told(self, port: int) -> Iterator[None]:
+        """Answer ``GET /healthz`` for as long as it is entered."""
+        health = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                late = time.monotonic() - health._turned > PATIENCE_S
+                self.send_response(503 if late else 200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Probes are no news."""
+
+        with ThreadingHTTPServer(("", port), Handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield
+            server.shutdown()
+
+
+class Alias:
+    """Points MLflow's alias at what serves, in a process of its own: nothing waits for it."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, subprocess.Popen[bytes]] = {}
+
+    def tell(self, state: RolloutState) -> None:
+        # One that is still about the version before must not have the last word.
+        self.end(state.project)
+        command = [sys.executable, "-m", "perennial.registry", "alias"]
+        command += [state.project, plan.name(state), "champion"]
+        self._told[state.project] = subprocess.Popen(command)
+
+    def end(self, project: str) -> None:
+        child = self._told.pop(project, None)
+        if child and child.poll() is None:
+            child.kill()
+            child.wait()
+
+    def reap(self) -> None:
+        """Forget those that are done."""
+        self._told = {p: child for p, child in self._told.items() if child.poll() is None}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="perennial.rollout.operator")
+    parser.add_argument("--xds-port", type=int, default=XDS_PORT)
+    parser.add_argument("--health-port", type=int, default=HEALTH_PORT)
+    given = parser.parse_args(argv)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        settings = Settings.load()
+        logging.getLogger("perennial").setLevel(settings.log_level)
+        return _run(settings, given)
+    except PerennialError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return exc.exit_code
+
+
+def _run(settings: Settings, given: argparse.Namespace) -> int:
+    if not settings.state_url:
+        raise BadInput("PERENNIAL_STATE_URL is missing: the operator needs the store of the loop")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    health, alias = Health(), Alias()
+    with ExitStack() as opened:
+        opened.enter_context(health.told(given.health_port))
+        client = opened.enter_context(kube.connect(settings.namespace))
+        engine = make_engine(settings.state_url)
+        opened.callback(engine.dispose)
+        if settings.deployment_mode == places.STANDARD:
+            opened.enter_context(xds.Server(engine, "0.0.0.0", given.xds_port))
+        watcher = Watcher(str(client.namespace))
+        watcher.start()
+        opened.callback(watcher.stop)
+        leader = Leader(engine, f"{socket.gethostname()}-{os.getpid()}", time.time)
+        opened.callback(leader.let_go)
+        clock = SystemClock()
+        reconciler = Reconciler(
+            engine,
+            Board(client, clock.now, clock.monotonic),
+            leader,
+            watcher,
+            partial(places.of, settings, client, engine),
+            clock,
+            alias.tell,
+            partial(_bundle_uri, settings),
+        )
+        opened.callback(reconciler.close)
+        log.info("operator of namespace %s, mode %s", client.namespace, settings.deployment_mode)
+        _loop(reconciler, watcher, health, alias, stop)
+    return 0
+
+
+def _loop(
+    reconciler: Reconciler, watcher: Watcher, health: Health, alias: Alias, stop: threading.Event
+) -> None:
+    """Turn until told to stop; what does not answer now is asked again."""
+    problem = ""
+    while not stop.is_set():
+        leads, said = False, ""
+        try:
+            leads = reconciler.turn()
+        except (Unavailable, DBAPIError) as exc:
+            said = str(exc)
+            if said != problem:
+                log.warning("waits: %s", said)
+        problem = said
+        watcher.check()
+        health.turned()
+        alias.reap()
+        stop.wait(TURN_S if leads else IDLE_S)
+
+
+def _bundle_uri(settings: Settings, project: str, digest: str) -> str:
+    """Where the registry keeps a bundle."""
+    return f"{settings.state(project).artifacts('bundles')}/{digest.removeprefix('sha256:')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

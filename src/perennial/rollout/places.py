@@ -1,0 +1,112 @@
+"""Which adapters move a project's traffic on this cluster, and what is every revision told?"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+
+from lightkube import Client
+from lightkube.generic_resource import create_namespaced_resource
+from sqlalchemy import Engine
+
+from perennial import kube
+from perennial.errors import Unavailable
+from perennial.rollout import edge, standard, xds
+from perennial.rollout.envoy import EnvoyTraffic
+from perennial.rollout.evidence import EnvoyEvidence
+from perennial.rollout.knative import KnativeService
+from perennial.rollout.manifest import Place
+from perennial.rollout.pinned import Manifests
+from perennial.rollout.podmetrics import PodEvidence
+from perennial.rollout.ports import EvidenceSource, Revisions, Traffic
+from perennial.settings import Settings
+from perennial.store import rollouts
+
+Broker = create_namespaced_resource("eventing.knative.dev", "v1", "Broker", "brokers")
+BROKER = "default"
+KNATIVE, STANDARD = "Knative", "Standard"
+# Rows of a pod that has no object store to keep them in.
+SCRATCH = "/tmp/segments"
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """One project's traffic, and what is asked about it."""
+
+    traffic: Traffic
+    revisions: Revisions
+    evidence: EvidenceSource
+    platform_name: Callable[[str], str]
+    edits: Callable[[Collection[int | None]], list[str]]
+    close: Callable[[], None]
+
+
+def of(settings: Settings, client: Client, engine: Engine, project: str) -> Adapters:
+    """The adapters of a project in the mode that the settings say. Raises a PerennialError."""
+    manifests = Manifests(engine, settings.root, partial(place, settings, client))
+    make = _standard if settings.deployment_mode == STANDARD else _knative
+    return make(client, engine, project, manifests)
+
+
+def place(settings: Settings, client: Client, project: str) -> Place:
+    """What the surroundings decide about every revision of a project."""
+    segments = settings.state(project).artifacts("segments") if settings.artifacts else SCRATCH
+    return Place(
+        namespace=str(client.namespace),
+        mode=settings.deployment_mode,
+        image=settings.serving_image,
+        segments=segments,
+        sink=sink(client),
+    )
+
+
+def sink(client: Client) -> str:
+    """Who takes drift events: the Broker, else the retraining service itself."""
+    broker = kube.find(client, Broker, BROKER)
+    if broker is None:
+        return f"http://retraining.{client.namespace}.svc.cluster.local/"
+    url = ((broker.get("status") or {}).get("address") or {}).get("url", "")
+    if not url:
+        raise Unavailable(f"Broker {BROKER} has no address yet")
+    return str(url)
+
+
+def _knative(client: Client, engine: Engine, project: str, manifests: Manifests) -> Adapters:
+    service = KnativeService(
+        client,
+        project,
+        manifests.of,
+        lambda: rollouts.serving(engine, project),
+        manifests.pinned,
+    )
+    evidence = PodEvidence(project, service.pages, service.weights)
+    return Adapters(
+        traffic=service,
+        revisions=service,
+        evidence=evidence,
+        platform_name=service.platform_name,
+        edits=service.edits,
+        close=evidence.close,
+    )
+
+
+def _standard(client: Client, engine: Engine, project: str, manifests: Manifests) -> Adapters:
+    edges = standard.EdgePods(client, project)
+    traffic = EnvoyTraffic(project, xds.Rows(engine, project, edges, edge.POD_PORT))
+    traffic.resume()
+    revisions = standard.StandardRevisions(
+        client, project, manifests.of, traffic, lambda: rollouts.serving(engine, project)
+    )
+    evidence = EnvoyEvidence(project, edges, revisions.pages)
+
+    def close() -> None:
+        for one in (traffic, revisions, evidence):
+            one.close()
+
+    return Adapters(
+        traffic=traffic,
+        revisions=revisions,
+        evidence=evidence,
+        platform_name=revisions.platform_name,
+        edits=revisions.edits,
+        close=close,
+    )

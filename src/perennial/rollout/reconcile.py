@@ -1,0 +1,299 @@
+"""Move every project's rollouts on a cluster, and show them as ModelRollouts.
+
+One process leads by a lease row, the others wait. The store stays the truth: what is kept here is
+made anew from it by whoever leads next.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sqlalchemy import Engine
+
+from perennial.errors import BadInput, PerennialError, Unavailable
+from perennial.ledger import Entry, Ledger
+from perennial.project import Rollout
+from perennial.records import Phase, RolloutState, Version
+from perennial.rollout import plan, resource
+from perennial.rollout.board import Board
+from perennial.rollout.controller import Controller
+from perennial.rollout.leader import Leader, LedRevisions, LedTraffic
+from perennial.rollout.places import Adapters
+from perennial.rollout.ports import Clock
+from perennial.rollout.resource import Document, Look, Wish
+from perennial.rollout.watch import ROLLOUTS, Change
+from perennial.store import rollouts, versions
+
+log = logging.getLogger(__name__)
+
+EDITED = "serving.edited"
+
+
+class Changes(Protocol):
+    """What changed on the API server since it was asked last."""
+
+    def take(self) -> list[Change]: ...
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a controller knows of a project here: each wish brings its own limits."""
+
+    name: str
+    rollout: Rollout = field(default_factory=Rollout)
+
+
+@dataclass
+class Desk:
+    """One project at work."""
+
+    adapters: Adapters
+    controller: Controller
+    edits: list[str] = field(default_factory=list)
+    generation: int = 0
+    is_dirty: bool = False  # somebody changed its InferenceService
+    is_told: bool = False
+
+    @property
+    def is_steady(self) -> bool:
+        return self.controller.settled and self.is_told and not self.is_dirty
+
+
+class Reconciler:
+    """All projects of one namespace."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        board: Board,
+        leader: Leader,
+        changes: Changes,
+        adapters_of: Callable[[str], Adapters],
+        clock: Clock,
+        on_promoted: Callable[[RolloutState], None],
+        bundle_uri: Callable[[str, str], str],
+    ) -> None:
+        self._engine = engine
+        self._ledger = Ledger(engine)
+        self._board = board
+        self._leader = leader
+        self._changes = changes
+        self._adapters_of = adapters_of
+        self._clock = clock
+        self._on_promoted = on_promoted
+        self._bundle_uri = bundle_uri
+        self._desks: dict[str, Desk] = {}
+        self._asked: dict[str, Document] = {}
+        self._term: int | None = None
+
+    def turn(self) -> bool:
+        """Look at everything that moves, once; says whether this process leads."""
+        for change in self._changes.take():
+            self._learn(change)
+        if not self._leader.hold():
+            return False
+        if self._term != self._leader.term:
+            self._begin_anew()
+        self._answer()
+        for project in self._busy():
+            self._work(project)
+        return True
+
+    def close(self) -> None:
+        for desk in self._desks.values():
+            desk.adapters.close()
+        self._desks.clear()
+
+    def _begin_anew(self) -> None:
+        """What another leader did meanwhile stands in the store, not here."""
+        self.close()
+        self._term = self._leader.term
+        self._board.read()
+        for project in rollouts.projects(self._engine):
+            self._desk(project)
+
+    def _busy(self) -> list[str]:
+        """Projects that have something to do: the others cost neither a query nor a call."""
+        known = {p for p, desk in self._desks.items() if not desk.is_steady}
+        return sorted(known | set(rollouts.open_projects(self._engine)))
+
+    def _work(self, project: str) -> None:
+        try:
+            desk = self._desk(project)
+            before = rollouts.open_rollout(self._engine, project)
+            desk.controller.tick()
+            desk.is_told = False
+            self._inspect(project, desk)
+            self._show(project, desk, before)
+            desk.is_told = True
+        except PerennialError as exc:
+            log.warning("project=%s: %s", project, exc)
+
+    def _desk(self, project: str) -> Desk:
+        if project not in self._desks:
+            adapters = self._adapters_of(project)
+            controller = Controller(
+                Named(project),
+                self._engine,
+                self._ledger,
+                LedTraffic(adapters.traffic, self._leader),
+                adapters.evidence,
+                LedRevisions(adapters.revisions, self._leader),
+                self._clock,
+                on_promoted=self._on_promoted,
+                platform_name=adapters.platform_name,
+            )
+            self._desks[project] = Desk(adapters, controller)
+        return self._desks[project]
+
+    def _learn(self, change: Change) -> None:
+        if change.kind == ROLLOUTS[2]:
+            self._board.learn(change.name, None if change.gone else change.body)
+            if not change.gone and not resource.is_ours(change.body):
+                self._asked[change.name] = change.body
+            return
+        desk = self._desks.get(_project(change))
+        generation = 0 if change.gone else int(change.body["metadata"].get("generation", 0))
+        if desk and generation != desk.generation:
+            desk.generation, desk.is_dirty = generation, True
+
+    def _inspect(self, project: str, desk: Desk) -> None:
+        """Tell once what somebody else changed; it is not taken back."""
+        if not desk.is_dirty or not desk.controller.settled:
+            return
+        going = rollouts.open_rollout(self._engine, project)
+        found = desk.adapters.edits(_allowed(going, self._limits(going)))
+        desk.is_dirty = False
+        if found != desk.edits:
+            desk.edits = found
+            self._record_edits(project, found)
+
+    def _record_edits(self, project: str, found: list[str]) -> None:
+        serving = rollouts.serving(self._engine, project)
+        told = self._ledger.entries(project, EDITED)
+        if serving is None or found == (told[-1].body["edits"] if told else []):
+            return
+        body = {"rollout": serving.id, "version": serving.version, "edits": found}
+        self._ledger.append(
+            EDITED,
+            project=project,
+            subject=plan.name(serving),
+            body=body,
+            now=self._clock.now(),
+        )
+        log.warning("project=%s was edited from outside: %s", project, "; ".join(found) or "undone")
+
+    def _show(self, project: str, desk: Desk, before: RolloutState | None) -> None:
+        """Tell of what moved, and of the newest: there people look."""
+        history = rollouts.history(self._engine, project)
+        moved = {r.id for r in (before, plan.newest_over(history)) if r}
+        for state in history:
+            if not state.phase.over or state.id in moved:
+                self._show_one(state, desk, history)
+
+    def _show_one(self, state: RolloutState, desk: Desk, history: list[RolloutState]) -> None:
+        called = resource.name(state, history)
+        limits = self._limits(state)
+        if not self._board.knows(called):
+            if state.phase.over and resource.is_by_resource(state):
+                return
+            self._board.make(resource.document(state, called, limits))
+        latest = state == history[-1] or not state.phase.over
+        look = Look(
+            steps=self._steps(state),
+            revision=desk.adapters.platform_name(plan.name(state)) if latest else "",
+            waits=desk.controller.problem if not state.phase.over else "",
+            edits=desk.edits,
+        )
+        before = self._board.before(called)
+        now = self._clock.now()
+        self._board.tell(called, resource.status(state, limits, look, before, now))
+
+    def _steps(self, state: RolloutState) -> list[Entry]:
+        found = self._ledger.entries(state.project, "rollout.step", plan.name(state))
+        return [e for e in found if e.body.get("rollout") == state.id]
+
+    def _limits(self, state: RolloutState | None) -> Rollout:
+        text = state.limits if state else "{}"
+        return Rollout.model_validate_json(text or "{}")
+
+    def _answer(self) -> None:
+        """Make wishes of what people asked for."""
+        asked, self._asked = self._asked, {}
+        for name, found in asked.items():
+            try:
+                self._wish(resource.wish(found))
+            except BadInput as exc:
+                before = self._board.before(name)
+                self._board.tell(name, resource.refusal(str(exc), before, self._clock.now()))
+            except Unavailable:
+                self._asked[name] = found
+                raise
+
+    def _wish(self, wish: Wish) -> None:
+        version = versions.by_number(self._engine, wish.project, wish.version)
+        _check(wish, version)
+        limits = self._wished_limits(wish)
+        state = rollouts.wish(
+            self._engine,
+            project=wish.project,
+            version=wish.version,
+            digest=wish.digest,
+            bundle_uri=wish.bundle_uri or self._bundle_uri(wish.project, wish.digest),
+            run_id=wish.run_id,
+            limits=limits.model_dump_json(),
+        )
+        self._record_wish(wish, state)
+
+    def _record_wish(self, wish: Wish, state: RolloutState) -> None:
+        told = self._ledger.entries(wish.project, "rollout.wished", plan.name(state))
+        if any(e.body.get("rollout") == state.id for e in told):
+            return
+        body = {
+            "rollout": state.id,
+            "version": state.version,
+            "digest": state.digest,
+            "run": state.run_id,
+        }
+        self._ledger.append(
+            "rollout.wished",
+            project=wish.project,
+            subject=plan.name(state),
+            body=body,
+            now=self._clock.now(),
+        )
+
+    def _wished_limits(self, wish: Wish) -> Rollout:
+        """What they said, over what was said of this project last."""
+        history = rollouts.history(self._engine, wish.project)
+        base = self._limits(history[-1] if history else None).model_dump()
+        try:
+            return Rollout.model_validate({**base, **wish.limits})
+        except ValueError as exc:
+            raise BadInput(f"ModelRollout {wish.name} has no usable limits: {exc}") from exc
+
+
+def _check(wish: Wish, version: Version | None) -> None:
+    if version is None:
+        raise BadInput(
+            f"{wish.project} has no version v{wish.version}; only what passed its gate is rolled"
+            " out, see 'perennial models list'"
+        )
+    if version.digest != wish.digest:
+        raise BadInput(f"v{wish.version} has digest {version.digest}, wanted {wish.digest}")
+
+
+def _project(change: Change) -> str:
+    labels = change.body["metadata"].get("labels") or {}
+    return str(labels.get("perennial.dev/project", change.name))
+
+
+def _allowed(going: RolloutState | None, limits: Rollout) -> set[int | None]:
+    """Which percents may stand in an InferenceService while a rollout is where it is."""
+    if going is None:
+        return {None}
+    if going.phase is not Phase.CANARY:
+        return {None, 0}
+    earlier = {0, *limits.steps[: going.step + 1]}
+    return {*earlier, None} if going.weight == 100 else set(earlier)
