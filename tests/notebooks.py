@@ -20,6 +20,12 @@ def paths() -> list[Path]:
     return sorted(FOLDER.glob("*.ipynb"))
 
 
+def path(number: str) -> Path:
+    """The notebook whose name begins with a number, such as 02."""
+    (found,) = FOLDER.glob(f"{number}-*.ipynb")
+    return found
+
+
 def read(path: Path) -> Any:
     return nbformat.read(path, as_version=4)
 
@@ -83,11 +89,10 @@ def executed(path: Path, folder: Path) -> str:
 def main() -> None:
     verb, *rest = sys.argv[1:]
     if verb == "strip":
-        for path in paths():
-            strip(path)
+        for each in paths():
+            strip(each)
     if verb == "run":
-        (path,) = FOLDER.glob(f"{rest[0]}*.ipynb")
-        executed(path, Path(rest[1]))
+        executed(path(rest[0]), Path(rest[1]))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from perennial import ledger, project
 from perennial.data import history, sources
 from perennial.drift import segments
 from perennial.errors import BadInput, Unavailable
-from perennial.local import folders, processes, replay, summary
+from perennial.local import folders, processes, replay, spec, summary
 from perennial.records import DriftReport, Phase, RolloutState
 from perennial.retrain import choice, launchers
 from perennial.settings import Settings
@@ -66,6 +66,7 @@ class Session:
         self._state = settings.state(self.project.name)
         self._engine = make_engine(self._state.url)
         self._ledger = ledger.Ledger(self._engine)
+        self._segments = objects.Folder(self._state.artifacts("segments"))
         self._told = len(self.entries())
         self._stack: subprocess.Popen[bytes] | None = None
 
@@ -86,8 +87,7 @@ class Session:
 
     def submit(self, as_of: datetime | None, progress: launchers.Progress) -> launchers.RunResult:
         """Run the pipeline by the launcher of the settings; tells each step as it begins."""
-        trigger = f"by hand {datetime.now(UTC):%Y%m%dT%H%M%S}"
-        request = launchers.RunRequest(self.folder, as_of=as_of, trigger=trigger)
+        request = launchers.RunRequest(self.folder, as_of=as_of, trigger=spec.by_hand())
         return choice.launcher(self.settings).run(request, progress)
 
     def pages(self, run: str) -> list[Page]:
@@ -140,7 +140,7 @@ class Session:
 
     def drift(self, start: datetime) -> DriftReport | None:
         """What the detector says of a window that is over: its largest share of rows."""
-        found = segments.reports(self._state.artifacts("segments"), start)
+        found = segments.reports(self._segments, start)
         return max(found, key=lambda r: r.rows, default=None)
 
     def settle(self, start: datetime, say: Say = print) -> None:
@@ -154,13 +154,13 @@ class Session:
         _tell(self.news(), say)
 
     def _unserved(self) -> datetime:
-        served = segments.starts(self._state.artifacts("segments"))
+        served = segments.starts(self._segments)
         first = self.project.replay.train_until or datetime.min.replace(tzinfo=UTC)
         return max([first, *(self.project.window_end(s) for s in served)])
 
     def _settled(self, start: datetime) -> bool:
         serving = self.serving()
-        found = segments.reports(self._state.artifacts("segments"), start)
+        found = segments.reports(self._segments, start)
         mine = [r for r in found if serving and r.model_digest == serving.digest]
         if not mine or self._starting():
             return False
