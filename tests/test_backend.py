@@ -236,11 +236,21 @@ def test_the_endpoint_that_kubeflow_sets_in_a_notebook_is_found(settings, fake, 
     assert Backend(settings).experiment("retail")
 
 
-def test_a_pod_asks_the_service_of_its_cluster(settings, tmp_path, monkeypatch):
-    (tmp_path / "namespace").write_text("team-a")
-    monkeypatch.setattr(backends, "_POD", tmp_path / "namespace")
+def test_a_pod_asks_the_service_of_its_cluster(settings, monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
 
     assert Backend(settings).host == "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
+
+
+def test_a_pod_knows_its_namespace_where_many_users_share(
+    settings, crowd, token, tmp_path, monkeypatch
+):
+    (tmp_path / "namespace").write_text("team-b")
+    monkeypatch.setattr(backends, "_POD", tmp_path / "namespace")
+
+    asking(settings, crowd, kfp_token=token).experiment("retail")
+
+    assert [e.namespace for e in crowd.experiments.values()] == ["team-b"]
 
 
 def test_a_laptop_asks_through_its_kubeconfig(settings, tmp_path, monkeypatch):

@@ -248,6 +248,11 @@ def s3_endpoint() -> str:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
 
 
+def in_pod() -> bool:
+    """Does this process run in a pod? The kubelet tells every container where the API is."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ
+
+
 def tell_libraries(**variables: str) -> None:
     """Set what a library reads from the environment while it is imported, if nobody set it."""
     for name, value in variables.items():

@@ -17,6 +17,7 @@ from lightkube.resources.core_v1 import Namespace, Pod, Secret
 
 from perennial import kube
 from perennial.errors import PerennialError
+from perennial.local import argo
 from perennial.local.doctor import Check
 from perennial.settings import Settings
 
@@ -292,5 +293,4 @@ def _kfp(settings: Settings) -> Check:
     except PerennialError as exc:
         remedy = "see that KFP runs, then PERENNIAL_KFP_ENDPOINT; or choose PERENNIAL_LAUNCHER=job"
         return Check("KFP", False, str(exc), remedy)
-    seen = f"{version} answers; a pipeline's set_retry does nothing there, its API's retry does"
-    return Check("KFP", True, seen)
+    return Check("KFP", True, f"{version} answers; {argo.retries(settings)}")

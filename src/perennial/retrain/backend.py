@@ -21,7 +21,7 @@ import urllib3
 import yaml
 
 from perennial.errors import BadInput, PerennialError, Unavailable
-from perennial.settings import Settings
+from perennial.settings import Settings, in_pod
 
 TIMEOUT_S = (5.0, 60.0)  # to connect, to answer
 PAGE = 100
@@ -158,7 +158,7 @@ class Backend:
         """The namespace of our runs; empty where the backend serves one user."""
         if not self.health.get("multi_user"):
             return ""
-        found = self._settings.namespace or (_POD.read_text().strip() if _POD.is_file() else "")
+        found = self._settings.namespace or _pod_namespace()
         if not found:
             raise BadInput(
                 f"the KFP backend at {self.host} serves many users;"
@@ -436,8 +436,13 @@ def _connect(settings: Settings) -> Any:
     return client
 
 
+def _pod_namespace() -> str:
+    return _POD.read_text(encoding="utf-8").strip() if _POD.is_file() else ""
+
+
 def _in_pod(settings: Settings) -> str | None:
-    if not _POD.is_file():
+    # kfp itself asks for a token of the API server, which our pods have only where they need it.
+    if not in_pod():
         return None
     return f"http://ml-pipeline.{settings.kfp_namespace}.svc.cluster.local:8888"
 
