@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -291,3 +292,50 @@ def refused(url: str, sql: str) -> str | None:
     except psycopg.errors.InsufficientPrivilege as exc:
         return str(exc)
     return None
+
+
+def plain(name: str, labels: dict[str, str], code: str) -> policy.Doc:
+    """A pod that runs one line of Python and may do nothing else."""
+    [found] = [d for d in manifests.rendered("demo") if policy.name(d) == "Deployment/dev-s3"]
+    spec = copy.deepcopy(found["spec"]["template"]["spec"])
+    box = spec["containers"][0]
+    kept = {key: box[key] for key in ("image", "securityContext", "resources")}
+    spec["containers"] = [{**kept, "name": "one", "command": ["python", "-c", code]}]
+    spec |= {"volumes": [], "restartPolicy": "Never", "terminationGracePeriodSeconds": 1}
+    del spec["serviceAccountName"]
+    meta = {"name": name, "labels": labels}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
+
+
+NO_POLICIES = "this cluster's network keeps no NetworkPolicies"
+SERVE = "import http.server as h; h.test(h.SimpleHTTPRequestHandler, port=5432, bind='0.0.0.0')"
+COMPONENT = "app.kubernetes.io/component"
+
+
+def reaches(kubectl, space: str, source: str, address: str) -> bool:
+    code = f"import socket; socket.create_connection(('{address}', 5432), 3)"
+    done = kubectl.run("exec", "-n", space, source, "--", "python", "-c", code, check=False)
+    assert done.returncode == 0 or "timed out" in done.stderr or "refused" in done.stderr
+    return done.returncode == 0
+
+
+def test_where_the_network_keeps_policies_only_listed_edges_connect(kubectl, space):
+    wait = "import time; time.sleep(600)"
+    pods = [
+        plain("database", {COMPONENT: "dev-postgres"}, SERVE),
+        plain("migrate", {COMPONENT: "migrate"}, wait),
+        plain("stranger", {"app": "stranger"}, wait),
+    ]
+    policies = policy.kinds(manifests.rendered("demo"), "NetworkPolicy")
+    kubectl.apply(placed([*policies, *pods], space))
+    kubectl.run("wait", "-n", space, "--for=condition=Ready", "pod", "--all", "--timeout=120s")
+    address = kubectl.get("pod", "database", "-n", space)["status"]["podIP"]
+    limit = time.monotonic() + 30
+    while not (listed := reaches(kubectl, space, "migrate", address)) and time.monotonic() < limit:
+        time.sleep(1)
+
+    unlisted = reaches(kubectl, space, "stranger", address)
+
+    assert listed
+    if unlisted:
+        pytest.skip(NO_POLICIES)
