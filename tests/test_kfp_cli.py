@@ -110,6 +110,22 @@ def test_the_status_of_a_run_shows_its_steps(perennial, fake):
     assert json.loads(plain)["finished_at"] is None
 
 
+def test_runs_are_listed_from_where_the_ledger_is_out_of_reach(perennial, fake):
+    nothing = perennial("runs", "list")
+    perennial("runs", "submit", RETAIL)
+    perennial("runs", "submit", RETAIL, "--no-wait")
+    done, newest = fake.runs
+
+    _, out, _ = perennial("runs", "list")
+    _, ours, _ = perennial("runs", "list", "--project", RETAIL, "--json")
+    _, others, _ = perennial("runs", "list", "--project", str(ROOT / "examples" / "bank"), "--json")
+
+    assert nothing[1] == "nothing yet\n"
+    assert out.index("PENDING") < out.index("SUCCEEDED")
+    assert [r["run"] for r in json.loads(ours)] == [newest, done]
+    assert json.loads(others) == []
+
+
 def test_the_logs_of_all_steps_or_of_one_are_shown(perennial, fake):
     fake.plan["validate"] = ["ValueError: a hole in the table"]
     perennial("runs", "submit", RETAIL)

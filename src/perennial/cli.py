@@ -303,9 +303,9 @@ def _models_show(args: argparse.Namespace) -> int:
 
 
 def _runs_list(args: argparse.Namespace) -> int:
-    from perennial.local import look
+    from perennial.local import runs
 
-    return look.runs(_settings(), args.project, verbose=args.verbose, as_json=args.json)
+    return runs.listing(_settings(), args.project, verbose=args.verbose, as_json=args.json)
 
 
 def _runs_show(args: argparse.Namespace) -> int:

@@ -155,18 +155,25 @@ class Settings(BaseModel):
         str, Field(description="Commit of the code, where there is no git checkout to ask.")
     ] = ""
     run_cpu: Annotated[
-        str, Field(pattern=r"^\d+(\.\d+)?m?$", description="CPU that the Job of a run asks for.")
+        str,
+        Field(
+            pattern=r"^\d+(\.\d+)?m?$",
+            description="CPU that a run's Job, or each step on KFP, asks for.",
+        ),
     ] = "1"
     run_memory: Annotated[
         str,
         Field(
             pattern=r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$",
-            description="Memory that the Job of a run asks for, and may not exceed.",
+            description="Memory that a run's Job, or each step on a KFP backend, asks for and"
+            " may not exceed.",
         ),
     ] = "3Gi"
     run_deadline_s: Annotated[
         int,
-        Field(ge=60, description="Seconds after which the Job of a run is ended, retries and all."),
+        Field(
+            ge=60, description="Seconds after which a run on a cluster is ended, retries and all."
+        ),
     ] = 7200
     run_start_s: Annotated[
         int, Field(ge=5, description="Seconds in which the pod of a run must have started.")

@@ -1,7 +1,8 @@
 """How does a person start, follow, resume and end a run, on whichever launcher is set?"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,8 @@ from perennial.retrain import choice
 from perennial.retrain.backend import Backend, Run
 from perennial.retrain.launchers import Launcher, RunRequest, RunResult, short_name
 from perennial.settings import Settings
+
+MOST = 100  # runs of a list
 
 Follow = Callable[[], RunResult]
 
@@ -40,6 +43,34 @@ def submit(
         print(_start(settings, launcher, request))
         return 0
     return _followed(projects.load(folder).name, lambda: launcher.run(request, progress=print))
+
+
+def listing(settings: Settings, project: str, *, verbose: bool, as_json: bool) -> int:
+    """All runs, newest first: of the ledger, or of a KFP backend where that is out of reach."""
+    if settings.launcher != "kfp" or settings.state_url:
+        return look.runs(settings, project, verbose=verbose, as_json=as_json)
+    found = [_plain(run) for run in islice(_backend_runs(settings, project), MOST)]
+    if as_json:
+        print(
+            json.dumps([{k: v for k, v in row.items() if k != "steps"} for row in found], indent=2)
+        )
+        return 0
+    heads = ("created_at", "state", "project", "name", "run")
+    table = Table(*heads, box=None, pad_edge=False)
+    for row in found:
+        table.add_row(*(str(row[head]) for head in heads))
+    Console().print(table if found else "nothing yet")
+    return 0
+
+
+def _backend_runs(settings: Settings, project: str) -> Iterator[Run]:
+    backend = Backend(settings)
+    if not project:
+        yield from backend.runs()
+        return
+    name = projects.load(folders.project_folder(settings, project)).name
+    for experiment in backend.experiments(name):
+        yield from backend.runs(experiment)
 
 
 def status(settings: Settings, name: str, *, project: str, as_json: bool) -> int:

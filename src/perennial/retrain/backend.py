@@ -177,6 +177,11 @@ class Backend:
             return str(made.experiment_id)
         return str(self._experiment(name))
 
+    def experiments(self, name: str) -> list[str]:
+        """Ids of the experiments of this name, without making one."""
+        known = self._experiment(name)
+        return [known] if known else []
+
     def submit(
         self, experiment: str, name: str, spec: dict[str, Any], parameters: dict[str, Any]
     ) -> str:
