@@ -38,7 +38,7 @@ def rendered(overlay: str) -> list[Doc]:
 
 
 def templates() -> list[Doc]:
-    return [yaml.safe_load(path.read_text()) for path in sorted(ROOT.glob("kserve/*/isvc.yaml"))]
+    return [yaml.safe_load(path.read_text()) for path in sorted(ROOT.glob("kserve/*/*.yaml"))]
 
 
 def pipeline() -> list[Doc]:
