@@ -245,20 +245,20 @@ def test_a_version_that_was_never_registered_is_not_deployed(ctx):
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        OperationalError("SELECT 1", {}, Exception("refused")),
-        EndpointConnectionError(endpoint_url="s"),
-    ],
+    [OperationalError("SELECT 1", {}, Exception("no")), EndpointConnectionError(endpoint_url="s")],
     ids=["database", "object store"],
 )
-def test_what_mlflow_cannot_reach_is_unavailable_and_no_password_is_told(settings, fault):
+def test_what_mlflow_cannot_reach_is_unavailable_and_no_password_is_told(
+    tmp_path, monkeypatch, fault
+):
     url = "postgresql+psycopg://role:hidden@host/db"
-    elsewhere = Settings(home=settings.home, tracking_uri=url)
+    settings = Settings(home=tmp_path, tracking_uri=url)
+    monkeypatch.setattr("mlflow.MlflowClient.__init__", lambda self, **_: None)
 
-    with pytest.raises(Unavailable, match=r"MLflow at .*role:\*\*\*@host/db did not") as told:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("mlflow.MlflowClient.__init__", lambda self, **_: None)
-            with registry._client(elsewhere, "tiny"):
-                raise fault
+    with (
+        pytest.raises(Unavailable, match=r"MLflow at .*role:\*\*\*@host/db did not") as told,
+        registry._client(settings, "tiny"),
+    ):
+        raise fault
 
     assert "hidden" not in str(told.value)

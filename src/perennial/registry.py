@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
 from perennial.errors import BadInput, PerennialError, Unavailable
 from perennial.records import Version
 from perennial.settings import Settings, tell_libraries
@@ -74,15 +77,31 @@ def _client(settings: Settings, project: str) -> "Iterator[MlflowClient]":
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The ``noload`` loader strategy")
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
 
         uri = tracking_uri(settings, project)
         settings.state(project).mlflow.mkdir(parents=True, exist_ok=True)
         try:
             yield MlflowClient(tracking_uri=uri, registry_uri=uri)
-        except MlflowException as exc:
+        except _faults() as exc:
             text = " ".join(str(exc).split())
-            raise Unavailable(f"MLflow at {uri} did not do as asked: {text}") from exc
+            raise Unavailable(f"MLflow at {_shown(uri)} did not do as asked: {text}") from exc
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What MLflow raises of its own, and lets through from its database and its object store."""
+    from boto3.exceptions import Boto3Error  # type: ignore[import-untyped]
+    from botocore.exceptions import (  # type: ignore[import-untyped]
+        BotoCoreError,
+        ClientError,
+    )
+    from mlflow.exceptions import MlflowException
+
+    return MlflowException, SQLAlchemyError, Boto3Error, BotoCoreError, ClientError
+
+
+def _shown(uri: str) -> str:
+    """A URI without its password."""
+    return str(make_url(uri)) if "@" in uri else uri
 
 
 def _open_run(
