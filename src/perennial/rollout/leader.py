@@ -96,6 +96,8 @@ class LedRevisions:
         self._revisions.start(state)
 
     def ready(self, name: str) -> bool:
+        # Behind an edge of ours, what is ready is made known to it.
+        self._leader.check()
         return self._revisions.ready(name)
 
     def died(self, name: str) -> str:
