@@ -162,3 +162,6 @@ def test_a_bundle_that_was_changed_is_not_used(place: Place):
 
     with pytest.raises(BadInput, match="reference.npy is damaged"):
         place.confirm(place.start(0))
+
+    is_a_copy = bool(place.state.artifact_root)
+    assert place.kept.exists() != is_a_copy, "the only one stays, a copy is fetched again"

@@ -79,9 +79,13 @@ def test_another_pin_gives_another_digest(settings, tmp_path, tracked, change):
     assert first.digest != second.digest
 
 
+@pytest.mark.parametrize("where", ["here", pytest.param("cluster", marks=pytest.mark.stores)])
 def test_a_search_that_was_cut_off_ends_where_another_would(
-    settings, tmp_path, tracked, monkeypatch
+    settings, tmp_path, tracked, monkeypatch, request, where
 ):
+    if where == "cluster":
+        url = request.getfixturevalue("tenant_url")
+        settings = settings.model_copy(update={"state_url": url, "home": tmp_path / "pod"})
     source = table(tmp_path)
     whole = fit(settings, tmp_path / "a", source, run="whole")
     tell = step._tell
@@ -94,6 +98,7 @@ def test_a_search_that_was_cut_off_ends_where_another_would(
 
     assert len(resumed.trials) == 4
     assert resumed.digest == whole.digest
+    assert (settings.state("tiny").root / "studies.db").exists() == (where == "here")
 
 
 def test_the_bundle_carries_all_five_pins(settings, tmp_path, tracked):

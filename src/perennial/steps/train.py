@@ -162,8 +162,11 @@ def _search(project: Project, rows: _Table, budget: _Budget) -> tuple[Trial, ...
 
 def _storage(state: StateFolder) -> "optuna.storages.RDBStorage":
     import optuna
+    from sqlalchemy.pool import NullPool
 
     state.root.mkdir(parents=True, exist_ok=True)
+    if state.database_url:
+        return optuna.storages.RDBStorage(state.database_url, engine_kwargs={"poolclass": NullPool})
     url = f"sqlite:///{state.root / 'studies.db'}"
     return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 30}})
 
