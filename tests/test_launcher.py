@@ -5,9 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import pandas as pd
 import pytest
 import tiny
 import yaml
+from launchers import LONG, WELL, WRONG, LauncherContract, eventually
 
 from perennial import bundle
 from perennial.errors import BadInput, RunFailed
@@ -109,15 +107,6 @@ def request(folder: Path, source: str = "", trigger: str = "event 1") -> launche
     return launchers.RunRequest(project=folder, source=source, trigger=trigger)
 
 
-def eventually(happened: Callable[[], bool], seconds: float = 30) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if happened():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def alive(pid: int) -> bool:
     """Does a process run? One that waits to be reaped does not."""
     try:
@@ -132,16 +121,30 @@ def step_pid(folder: Path) -> int:
     return int(path.read_text())
 
 
-def test_a_run_that_ends_well_gives_its_id_and_tells_its_steps(settings, fake, folder, ledger):
-    told: list[str] = []
+class Bench:
+    """The fake pipeline in a process of this machine."""
 
-    result = launchers.LocalLauncher(settings, fake).run(request(folder), progress=told.append)
+    project = "tiny"
 
-    (started,) = ledger.entries("tiny", "run.started")
-    (finished,) = ledger.entries("tiny", "run.finished")
-    assert (result.run, result.state) == (started.subject, "succeeded")
-    assert finished.subject == started.subject
-    assert told == ["step", "notify"]
+    def __init__(self, settings: Settings, spec: Path, folder: Path) -> None:
+        self.launcher = launchers.LocalLauncher(settings, spec)
+        self.ledger = Ledger(make_engine(settings.state("tiny").url))
+        self._folder = folder
+
+    def ask(self, how: str, key: str) -> launchers.RunRequest:
+        source = {WELL: "", WRONG: "raise", LONG: "sleep"}[how]
+        return launchers.RunRequest(self._folder, source=source, trigger=key, key=key)
+
+    def goes_on(self) -> bool:
+        path = self._folder / "pid"
+        text = path.read_text() if path.is_file() else ""
+        return bool(text) and alive(int(text))
+
+
+class TestLocalLauncher(LauncherContract):
+    @pytest.fixture
+    def bench(self, settings: Settings, fake: Path, folder: Path) -> Bench:
+        return Bench(settings, fake, folder)
 
 
 def test_the_run_sees_the_settings_as_they_are_now_and_few_threads(
@@ -153,19 +156,6 @@ def test_the_run_sees_the_settings_as_they_are_now_and_few_threads(
 
     found = Ledger(make_engine(elsewhere.state("tiny").url)).entries("tiny", "run.started")
     assert found[0].body["threads"] == "2"
-
-
-def test_a_failed_run_names_step_and_reason_and_says_so_in_the_ledger(
-    settings, fake, folder, ledger
-):
-    wanted = "step step failed: row 17: churned is 2, expected 0 or 1"
-
-    with pytest.raises(RunFailed, match=wanted):
-        launchers.LocalLauncher(settings, fake).run(request(folder, "raise"))
-
-    (finished,) = ledger.entries("tiny", "run.finished")
-    assert finished.body["state"] == "failed"
-    assert finished.body["reason"] == "step: row 17: churned is 2, expected 0 or 1"
 
 
 def test_a_run_that_failed_before_it_could_say_that_it_began_still_has_its_reason(
@@ -203,28 +193,6 @@ def test_no_folder_is_left_behind_in_tmp(settings, fake, folder, tmp_path, monke
 def test_a_missing_spec_is_told_with_its_remedy(settings, folder, tmp_path):
     with pytest.raises(BadInput, match="run 'make spec'"):
         launchers.LocalLauncher(settings, tmp_path / "none.yaml").run(request(folder))
-
-
-def test_stopping_ends_the_running_step_and_leaves_the_end_unsaid(settings, fake, folder, ledger):
-    launcher = launchers.LocalLauncher(settings, fake)
-    failures: list[RunFailed] = []
-
-    def run() -> None:
-        try:
-            launcher.run(request(folder, "sleep"))
-        except RunFailed as exc:
-            failures.append(exc)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    pid = step_pid(folder)
-    launcher.stop()
-    thread.join(30)
-
-    assert not thread.is_alive()
-    assert "was stopped" in str(failures[0])
-    assert eventually(lambda: not alive(pid))
-    assert ledger.entries("tiny", "run.finished") == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "SIGTERM"])

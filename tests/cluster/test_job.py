@@ -88,7 +88,6 @@ def tenant(
     monkeypatch.setenv("PERENNIAL_LAUNCHER", "job")
     monkeypatch.setenv("PERENNIAL_IMAGE", IMAGE)
     monkeypatch.setenv("PERENNIAL_RUN_CPU", "100m")
-    monkeypatch.setenv("PERENNIAL_RUN_START_S", "10")
     made = Tenant(kubectl, space, Settings.load())
     engine = open_engine(made.settings.state_url)
     migrate(engine)
@@ -107,6 +106,12 @@ def api(space: str) -> Iterator[Client]:
 @pytest.fixture
 def launcher(tenant: Tenant, api: Client) -> job.JobLauncher:
     return job.JobLauncher(tenant.settings, api)
+
+
+@pytest.fixture
+def hasty(tenant: Tenant, api: Client) -> job.JobLauncher:
+    """A launcher that gives up a pod early."""
+    return job.JobLauncher(tenant.settings.model_copy(update={"run_start_s": 10}), api)
 
 
 def ask(key: str, trials: int = 2, source: str = "") -> RunRequest:
@@ -178,7 +183,9 @@ def test_a_failed_step_is_named_and_not_tried_again(tenant, launcher):
 
 
 def test_an_image_that_cannot_be_pulled_is_told_and_a_later_try_begins_anew(tenant, api):
-    missing = tenant.settings.model_copy(update={"image": "dev.local/no-such-image:1"})
+    missing = tenant.settings.model_copy(
+        update={"image": "dev.local/no-such-image:1", "run_start_s": 10}
+    )
 
     with pytest.raises(Unavailable, match=r"its image cannot be pulled: .*no-such-image"):
         job.JobLauncher(missing, api).run(ask("event 3"))
@@ -186,18 +193,18 @@ def test_an_image_that_cannot_be_pulled_is_told_and_a_later_try_begins_anew(tena
     assert "event 3" not in str(tenant.kubectl.get("jobs", "-n", tenant.space)["items"])
 
 
-def test_a_full_quota_is_told(tenant, launcher):
+def test_a_full_quota_is_told(tenant, hasty):
     tenant.apply("ResourceQuota", "none", spec={"hard": {"pods": "0"}})
 
     with pytest.raises(Unavailable, match=r"it got no pod: .*exceeded quota"):
-        launcher.run(ask("event 4"))
+        hasty.run(ask("event 4"))
 
 
-def test_a_missing_secret_is_told(tenant, launcher):
+def test_a_missing_secret_is_told(tenant, hasty):
     tenant.kubectl.run("delete", "secret", "-n", tenant.space, "state")
 
     with pytest.raises(Unavailable, match=r"its settings are not there: .*\"state\" not found"):
-        launcher.run(ask("event 5"))
+        hasty.run(ask("event 5"))
 
 
 def test_an_identity_without_the_right_is_told_at_once(tenant, kubeconfig):

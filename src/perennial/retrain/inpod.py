@@ -102,7 +102,7 @@ def run(settings: Settings, spec: Path, request: RunRequest, name: str) -> int:
     """Run the pipeline as run ``name``, from where an earlier pod came to; gives the exit code."""
     state = settings.state(projects.load(request.project).name)
     root = state.runs / name
-    store = Folder(state.artifacts("runs")) / name / _folder_of(settings.image)
+    store = Folder(state.artifacts("runs")) / name / _folder_of(settings)
     steps, log = Steps(root, store), Log(root / "log.txt")
     if done := steps.fetch():
         print(f"{done} steps were done by an earlier pod", flush=True)
@@ -189,9 +189,9 @@ def _uris(record: object) -> Iterator[str]:
             yield from _uris(value)
 
 
-def _folder_of(image: str) -> str:
-    """Steps of one image are not those of another: the code differs."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", image)
+def _folder_of(settings: Settings) -> str:
+    """Steps of one image are not those of another, also where its tag was given anew."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", f"{settings.image} {settings.code_commit}".strip())
 
 
 def main() -> int:

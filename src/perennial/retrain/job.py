@@ -116,6 +116,7 @@ class _Watch:
         self._progress = progress
         self._seen: dict[str, int] = {}  # lines of each pod's log that were read
         self._notes = Notes(progress)
+        self._idle_since: float | None = None  # monotonic; since when no pod runs
 
     def end(self, stopped: threading.Event) -> RunResult:
         """Wait for the end. Raises as ``JobLauncher.run`` does."""
@@ -144,20 +145,24 @@ class _Watch:
         if over:
             raise self._story.fail(over)
         if job:
-            self._refuse_when_stuck(job, pods)
+            self._refuse_when_stuck(pods)
         return None
 
-    def _refuse_when_stuck(self, job: Job, pods: Sequence[Pod]) -> None:
-        """Give up a Job whose newest pod does not start, so that the next try begins anew."""
+    def _refuse_when_stuck(self, pods: Sequence[Pod]) -> None:
+        """Give up a Job for which no pod starts, so that the next try begins anew."""
         newest = max(pods, key=_born, default=None)
-        age = (datetime.now(UTC) - _born(newest or job)).total_seconds()
-        if age < self._settings.run_start_s:
+        phase = newest and newest.status and newest.status.phase
+        if phase == "Running":
+            self._idle_since = None
             return
-        why = _stuck(newest) if newest else self._no_pod()
-        if not why:
+        # Counted from our own look: between two pods a Job waits a while on purpose.
+        self._idle_since = self._idle_since or time.monotonic()
+        idle_s = time.monotonic() - self._idle_since
+        if idle_s < self._settings.run_start_s:
             return
+        why = _stuck(newest) if newest and phase == "Pending" else self._no_pod()
         _delete(self._client, self._run)
-        raise Unavailable(f"run {self._run} did not start within {age:.0f} s: {why}")
+        raise Unavailable(f"run {self._run} did not start within {idle_s:.0f} s: {why}")
 
     def _no_pod(self) -> str:
         with kube.asking(f"reading events of Job {self._run}"):
@@ -343,13 +348,11 @@ def _last_words(pod: Pod) -> str:
 
 
 def _stuck(pod: Pod) -> str:
-    """Why a pod does not start; empty when it did."""
-    if pod.status is None or pod.status.phase != "Pending":
-        return ""
+    """Why a pending pod does not start."""
     waiting = _state(pod).waiting
     if waiting and waiting.reason in _STUCK:
         return f"{_STUCK[waiting.reason]}: {waiting.message or waiting.reason}"
-    for condition in pod.status.conditions or []:
+    for condition in (pod.status and pod.status.conditions) or []:
         if condition.type == "PodScheduled" and condition.status == "False":
             return f"no node takes its pod: {condition.message or condition.reason}"
     return f"its pod is pending: {(waiting and waiting.reason) or 'nobody says why'}"
@@ -360,8 +363,8 @@ def _state(pod: Pod) -> ContainerState:
     return (statuses and statuses[0].state) or ContainerState()
 
 
-def _born(made: Job | Pod) -> datetime:
-    found = made.metadata and made.metadata.creationTimestamp
+def _born(pod: Pod) -> datetime:
+    found = pod.metadata and pod.metadata.creationTimestamp
     return found or datetime.now(UTC)
 
 

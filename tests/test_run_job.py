@@ -6,8 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import tiny
 import yaml
+from launchers import LONG, WELL, WRONG, LauncherContract, eventually
 from lightkube.models.meta_v1 import Status
 from lightkube.resources.batch_v1 import Job
 from lightkube.resources.core_v1 import Event, Pod
@@ -137,12 +137,14 @@ class Pods:
         self.output = folder / "output"
 
     def start(self, source: str = "") -> "subprocess.Popen[bytes]":
+        project = str(self.folder / "tiny.yaml")
+        return self.begin(
+            ["--run", RUN, "--project", project, "--source", source, "--trigger", "event 1"]
+        )
+
+    def begin(self, args: list[str]) -> "subprocess.Popen[bytes]":
         shutil.rmtree(self.settings.home, ignore_errors=True)
-        command = [
-            *(sys.executable, "-m", "perennial.retrain.inpod", "--run", RUN),
-            *("--project", str(self.folder / "tiny.yaml"), "--source", source),
-            *("--trigger", "event 1"),
-        ]
+        command = [sys.executable, "-m", "perennial.retrain.inpod", *args]
         with self.output.open("wb") as output:
             return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 
@@ -162,16 +164,7 @@ class Pods:
     @property
     def store(self) -> Folder:
         kept = Folder(self.settings.state("tiny").artifacts("runs"))
-        return kept / RUN / inpod._folder_of(self.settings.image)
-
-
-def eventually(happened: Callable[[], bool], seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if happened():
-            return True
-        time.sleep(0.05)
-    return False
+        return kept / RUN / inpod._folder_of(self.settings)
 
 
 def test_a_run_that_ends_well_bears_the_id_of_its_job(pod):
@@ -285,6 +278,67 @@ def test_the_real_pipeline_is_pinned_to_its_run_and_each_step_but_the_last_is_do
 # The Job and whoever waits for it, on an API server of a few lines.
 
 
+class Node:
+    """An API server and a node for one Job: its pod is a process, and its log a file."""
+
+    project = "tiny"
+
+    def __init__(self, pods: Pods) -> None:
+        self._pods = pods
+        self._process: subprocess.Popen[bytes] | None = None
+        self.launcher = job.JobLauncher(pods.settings, self)  # type: ignore[arg-type]
+
+    def ask(self, how: str, key: str) -> RunRequest:
+        source = {WELL: "", WRONG: "wrong", LONG: "sleep"}[how]
+        return RunRequest(self._pods.folder / "tiny.yaml", source=source, trigger=key, key=key)
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(make_engine(self._pods.settings.state_url))
+
+    def goes_on(self) -> bool:
+        return "second" in self._pods.done and self._phase == "Running"
+
+    def create(self, made: Job) -> None:
+        if self._process:
+            raise _refused(409, "it already exists")
+        (container,) = made.spec.template.spec.containers
+        # The project lies elsewhere here than in an image.
+        args = [
+            str(self._pods.folder / "tiny.yaml") if a.endswith("/tiny.yaml") else a
+            for a in container.args
+        ]
+        self._process = self._pods.begin(args)
+
+    def get(self, kind: type, name: str, namespace: str | None = None) -> Job:
+        over = {"Failed": "PodFailurePolicy", "Succeeded": "Complete"}.get(self._phase)
+        return Job.from_dict({"metadata": {"name": name}, "status": failed(over) if over else {}})
+
+    def list(self, kind: type, **_: object) -> list[Pod]:
+        return [pod_that({}, self._phase)] if self._process else []
+
+    def log(self, name: str, container: str) -> list[str]:
+        return self._pods.output.read_text().splitlines(keepends=True)
+
+    def end(self) -> None:
+        if self._process:
+            self._process.terminate()
+            self._process.wait()
+
+    @property
+    def _phase(self) -> str:
+        code = self._process.poll() if self._process else None
+        return "Running" if code is None else "Failed" if code else "Succeeded"
+
+
+class TestJobLauncher(LauncherContract):
+    @pytest.fixture
+    def bench(self, pod: Pods) -> Iterator[Node]:
+        node = Node(pod)
+        yield node
+        node.end()
+
+
 class Api:
     """Keeps one Job; its pods and events are what the test says."""
 
@@ -339,6 +393,12 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Api:
 @pytest.fixture
 def launcher(settings: Settings, api: Api) -> job.JobLauncher:
     return job.JobLauncher(settings, api)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def hasty(settings: Settings, api: Api) -> job.JobLauncher:
+    """A launcher that gives up a pod at once."""
+    return job.JobLauncher(settings.model_copy(update={"run_start_s": 0}), api)  # type: ignore[arg-type]
 
 
 def ask(folder: Path, key: str = "event 1") -> RunRequest:
@@ -458,25 +518,32 @@ def test_a_job_that_ended_without_a_word_in_the_ledger_is_told(
     ],
 )
 def test_a_pod_that_does_not_start_is_given_up_and_the_next_try_begins_anew(
-    launcher, api, folder, reason, wanted
+    hasty, api, folder, reason, wanted
 ):
     api.pods = [pod_that({"waiting": {"reason": reason, "message": "no such image"}})]
 
     with pytest.raises(Unavailable, match=wanted):
-        launcher.run(ask(folder))
+        hasty.run(ask(folder))
 
     assert api.jobs == {}
 
 
-def test_a_job_without_a_pod_is_told_by_the_words_of_its_events(launcher, api, settings, folder):
-    name = job.run_id("tiny", "event 1")
-    old = {"name": name, "creationTimestamp": "2020-01-01T00:00:00Z"}
-    api.jobs[name] = Job.from_dict({"metadata": old})
+def test_a_job_without_a_pod_is_told_by_the_words_of_its_events(hasty, api, folder):
     told = {"type": "Warning", "message": "exceeded quota: pods=0"}
     api.events = [Event.from_dict({"metadata": {}, "involvedObject": {}, **told})]
 
     with pytest.raises(Unavailable, match="it got no pod: exceeded quota: pods=0"):
-        launcher.run(ask(folder))
+        hasty.run(ask(folder))
+
+
+def test_a_job_between_two_pods_is_given_its_time(launcher, api, settings, folder):
+    name = job.run_id("tiny", "event 1")
+    api.jobs[name] = job.manifest(settings, ask(folder), "tiny", name)
+    api.jobs[name].metadata.creationTimestamp = tiny.START
+    watch = job._Watch(settings, api, name, Story(settings, "tiny", name), None)  # type: ignore[arg-type]
+
+    assert watch._look(impatient=False) is None
+    assert name in api.jobs
 
 
 def test_a_pod_that_runs_is_given_its_time(launcher, api, settings, folder):
