@@ -13,7 +13,7 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-CELL_S = 600
+CELL_S = 900
 
 
 def paths() -> list[Path]:
