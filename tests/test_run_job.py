@@ -175,7 +175,7 @@ def test_a_run_that_ends_well_bears_the_id_of_its_job(pod):
     result = Story(pod.settings, "tiny", RUN).result()
     assert result is not None and result.run == RUN
     assert len(pod.store.names("done")) == 3
-    assert any("Executing task" in pod.store.read(n).decode() for n in pod.store.names("logs"))
+    assert "Executing task 'second'" in job.log_of(pod.settings, "tiny", RUN)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "SIGTERM"])

@@ -23,6 +23,7 @@ from perennial.errors import BadInput, RunFailed, Unavailable
 from perennial.retrain.launchers import Notes, Progress, RunRequest, RunResult
 from perennial.retrain.story import Story
 from perennial.settings import PREFIX, Settings
+from perennial.store.objects import Folder
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,13 @@ class JobLauncher:
             return ended
         self._create(manifest(self._settings, request, project, name))
         return _Watch(self._settings, self._client, name, story, progress).end(self._stopped)
+
+    def submit(self, request: RunRequest) -> str:
+        """Start a run, or find the one of the same key, without waiting; gives its id."""
+        project = projects.load(request.project).name
+        name = run_id(project, request.key)
+        self._create(manifest(self._settings, request, project, name))
+        return name
 
     def stop(self) -> None:
         """Wait no longer; the run goes on."""
@@ -264,7 +272,7 @@ def _pod(settings: Settings, request: RunRequest, project: str, run: str) -> dic
 
 
 def _container(settings: Settings, request: RunRequest, project: str, run: str) -> dict[str, Any]:
-    size = {"cpu": settings.run_cpu, "memory": settings.run_memory}
+    asked = {"cpu": settings.run_cpu, "memory": settings.run_memory}
     return {
         "name": CONTAINER,
         "image": settings.image,
@@ -280,7 +288,7 @@ def _container(settings: Settings, request: RunRequest, project: str, run: str) 
             _from_state("TRACKING_URI", "tracking-uri"),
             {"name": f"{PREFIX}IMAGE", "value": settings.image},
         ],
-        "resources": {"requests": size, "limits": {"memory": settings.run_memory}},
+        "resources": {"requests": asked, "limits": {**asked, "cpu": settings.run_cpu_limit}},
         # Where the program could not even begin, its last words are all there is.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
@@ -366,6 +374,13 @@ def _state(pod: Pod) -> ContainerState:
 def _born(pod: Pod) -> datetime:
     found = pod.metadata and pod.metadata.creationTimestamp
     return found or datetime.now(UTC)
+
+
+def log_of(settings: Settings, project: str, run: str) -> str:
+    """What the pods of a run wrote, as far as they ended; kept longer than they."""
+    kept = Folder(settings.state(project).artifacts("runs")) / run
+    names = [name for name in kept.names() if "/logs/" in name]
+    return "".join(kept.read(name).decode(errors="replace") for name in names)
 
 
 def _delete(client: Client, run: str) -> None:
