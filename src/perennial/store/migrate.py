@@ -36,7 +36,7 @@ def await_database(engine: Engine, wait_s: float) -> None:
     """Wait until the database answers. Raises Unavailable when it does not in time."""
     until = time.monotonic() + wait_s
     while (fault := _fault(engine)) and time.monotonic() + _AGAIN_S < until:
-        print(f"perennial.store.migrate: {fault}; trying again", file=sys.stderr, flush=True)
+        print(f"{fault}; trying again", file=sys.stderr, flush=True)
         time.sleep(_AGAIN_S)
     if fault:
         raise fault

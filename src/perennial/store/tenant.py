@@ -18,7 +18,8 @@ from sqlalchemy.engine import make_url
 
 from perennial.errors import BadInput, PerennialError, Unavailable
 from perennial.settings import Settings
-from perennial.store.engine import POSTGRES
+from perennial.store.engine import POSTGRES, open_engine
+from perennial.store.migrate import WAIT_S, await_database
 
 # What is left of the server's connections is for the other tenants.
 CONNECTIONS = 40
@@ -118,7 +119,9 @@ def main() -> int:
     asked = parser.parse_args()
     try:
         password = asked.password_file.read_text(encoding="utf-8").strip()
-        make(Settings.load().state_url, asked.name, password)
+        url = Settings.load().state_url
+        await_database(open_engine(url), WAIT_S)
+        make(url, asked.name, password)
     except OSError as exc:
         print(f"perennial.store.tenant: {asked.password_file}: {exc.strerror}", file=sys.stderr)
         return BadInput.exit_code
