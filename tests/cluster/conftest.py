@@ -30,11 +30,11 @@ class Kubectl:
     kubeconfig: str
 
     def run(
-        self, *args: str, text: str = "", check: bool = True
+        self, *args: str, text: str = "", check: bool = True, patience_s: float = 300
     ) -> subprocess.CompletedProcess[str]:
         command = [self.program, "--kubeconfig", self.kubeconfig, *args]
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=300, check=False
+            command, input=text, capture_output=True, text=True, timeout=patience_s, check=False
         )
         assert not check or done.returncode == 0, f"kubectl {' '.join(args)}: {done.stderr}"
         return done

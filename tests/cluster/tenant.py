@@ -1,0 +1,106 @@
+"""A tenant as a user would install it: an overlay of kustomize/, in a namespace of its own."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 600.0
+INGRESS = os.environ.get("PERENNIAL_TEST_INGRESS", "http://127.0.0.1:31080")
+DOMAIN = os.environ.get("PERENNIAL_TEST_DOMAIN", "example.com")
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """An installed overlay; commands are given to its pods, as a person at a terminal would."""
+
+    kubectl: Any  # conftest.Kubectl
+    space: str
+
+    def perennial(self, *words: str, check: bool = True) -> str:
+        """What one command of perennial prints in the retraining pod."""
+        return self.exec("retraining", "perennial", *words, check=check)
+
+    def exec(self, deployment: str, *words: str, check: bool = True) -> str:
+        command = ("-n", self.space, "exec", f"deploy/{deployment}", "--", *words)
+        done = self.kubectl.run(*command, check=check)
+        return str(done.stdout if check else done.stdout + done.stderr)
+
+    def entries(self, kind: str = "") -> list[dict[str, Any]]:
+        """The ledger of retail, oldest first."""
+        code = (
+            "import json; from perennial.ledger import Ledger; from perennial.records import plain;"
+            "from perennial.settings import Settings;"
+            "from perennial.store.engine import make_engine;"
+            "e = Ledger(make_engine(Settings.load().state('retail').url)).entries('retail');"
+            "print(json.dumps([plain(x) for x in e]))"
+        )
+        found = json.loads(self.exec("retraining", "python", "-c", code).splitlines()[-1])
+        return [e for e in found if kind in ("", e["kind"])]
+
+    def rollouts(self) -> dict[str, dict[str, Any]]:
+        """Every ModelRollout by its name."""
+        items = self.kubectl.get("-n", self.space, "modelrollouts")["items"]
+        return {item["metadata"]["name"]: item for item in items}
+
+    def phase(self, name: str) -> str:
+        found = self.rollouts().get(name, {})
+        return str((found.get("status") or {}).get("phase", ""))
+
+    @property
+    def host(self) -> str:
+        """By which the ingress knows the InferenceService of retail."""
+        return f"retail-predictor.{self.space}.{DOMAIN}"
+
+    def problems(self) -> str:
+        """What a person would look at first when something does not come to be."""
+        told = [
+            self.kubectl.run("-n", self.space, *words, check=False).stdout
+            for words in (
+                ("get", "pods,jobs,isvc,modelrollouts", "-o", "wide"),
+                ("logs", "deploy/operator", "--tail=30"),
+                ("logs", "deploy/retraining", "--tail=30"),
+            )
+        ]
+        return "\n".join(told)
+
+
+def install(kubectl: Any, overlay: str, space: str, folder: Path) -> Tenant:
+    """Apply an overlay under another namespace, and wait until its Deployments are available."""
+    target = ROOT / "kustomize" / "overlays" / overlay
+    told = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": space,
+        "resources": [os.path.relpath(target, folder.resolve())],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(told))
+    kubectl.run("apply", "-k", str(folder))
+    kubectl.run(
+        *("-n", space, "wait", "--for=condition=Available", "deployment", "--all"),
+        f"--timeout={PATIENCE_S:.0f}s",
+        patience_s=PATIENCE_S + 30,
+    )
+    return Tenant(kubectl, space)
+
+
+def until(
+    tenant: Tenant, what: str, is_so: Callable[[], object], patience_s: float = PATIENCE_S
+) -> None:
+    """Wait for something that the loop does by itself; says what there is when it does not."""
+    limit = time.monotonic() + patience_s
+    while not is_so():
+        if time.monotonic() > limit:
+            raise AssertionError(f"{what}: not within {patience_s:.0f} s\n{tenant.problems()}")
+        time.sleep(1.0)
+
+
+def shares(answers: Sequence[str]) -> dict[str, int]:
+    """How many answers each revision gave."""
+    return {name: list(answers).count(name) for name in dict.fromkeys(answers)}

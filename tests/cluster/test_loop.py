@@ -1,0 +1,199 @@
+"""The whole loop on a cluster, as a user installs and runs it: an overlay, pods, real traffic."""
+
+import json
+import threading
+import time
+
+import httpx
+import pytest
+from conftest import Kubectl
+from tenant import INGRESS, ROOT, Tenant, install, shares, until
+
+from perennial import cli, contract, project
+from perennial.data import history, sources
+
+pytestmark = pytest.mark.cluster
+
+PROJECT = "projects/retail.yaml"
+TRAINED = "2011-06-06"
+# By then newcomers have been asked about for so long that their labels are known.
+DECIDED = "2011-09-19"
+LATER = "2011-10-03"
+BAD = """
+import json, sys
+from pathlib import Path
+import numpy as np, xgboost
+from perennial import bundle
+from perennial.settings import Settings
+from perennial.store.engine import make_engine
+from perennial.store import rollouts, versions
+from perennial.store.objects import Folder
+
+state = Settings.load().state("retail")
+engine = make_engine(state.url)
+good = bundle.parts(bundle.near(state, rollouts.serving(engine, "retail").digest))
+kinds = ["c" if f["type"] == "category" else "q" for f in good.contract["features"]]
+data = xgboost.DMatrix(good.golden, label=np.full(len(good.golden), 5.0), feature_types=kinds,
+                       feature_names=[f["name"] for f in good.contract["features"]],
+                       enable_categorical=True, nthread=1)
+model = xgboost.train({"objective": "reg:squarederror", "nthread": 1}, data, 30)
+found = bundle.files(model, json.dumps(good.contract), good.project, good.lineage, good.golden,
+                     good.reference)
+folder = Path("/work/bad")
+digest = bundle.close(folder, found)
+Folder(state.artifacts("bundles")).keep(folder, bundle.name_of(digest))
+made = versions.next_version(engine, "retail", digest, "planted", good.lineage.as_of)
+print(made.number, digest)
+"""
+
+
+@pytest.fixture(scope="module")
+def retail(kubectl: Kubectl, spaces, tmp_path_factory: pytest.TempPathFactory) -> Tenant:
+    """The demo, installed, with its first model serving."""
+    tenant = install(kubectl, "demo", spaces("loop"), tmp_path_factory.mktemp("overlay"))
+    told = tenant.perennial("runs", "submit", PROJECT, "--as-of", TRAINED)
+    assert "succeeded" in told
+    until(tenant, "the first model serves", lambda: tenant.phase("retail-v1") == "Promoted")
+    until(tenant, "the ingress answers", lambda: ask(tenant) == "v1")
+    return tenant
+
+
+def ask(tenant: Tenant) -> str:
+    """Which revision the ingress says is ready; empty when it does not answer."""
+    url = f"{INGRESS}/v2/models/retail"
+    with httpx.Client(trust_env=False, timeout=5, headers={"host": tenant.host}) as client:
+        try:
+            return "v1" if client.get(f"{url}/ready").status_code == 200 else ""
+        except httpx.HTTPError:
+            return ""
+
+
+def send(tenant: Tenant, since: str, stop: str, rows: int) -> None:
+    """Let the project's own history be asked about, through the ingress."""
+    where = ["--to", INGRESS, "--host", tenant.host]
+    when = ["--from", since, "--until", stop, "--rows", str(rows)]
+    assert cli.main(["replay", str(ROOT / "examples" / "retail"), *where, *when]) == 0
+
+
+def one_row() -> bytes:
+    """A request about one customer, at a moment after all that was sent otherwise."""
+    found = project.load(ROOT / "examples" / "retail")
+    since = project.parse_moment(LATER)
+    rows = history.examples(found, sources.read(found, None, ROOT), since, None).iloc[:1]
+    asked = contract.learn(found.features, rows)
+    return json.dumps(asked.to_request(rows, "one", since)).encode()
+
+
+class Clients:
+    """Asks about one golden row again and again, and remembers who answered and when."""
+
+    def __init__(self, tenant: Tenant) -> None:
+        self._tenant = tenant
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self.answers: list[tuple[float, int, str]] = []
+        self._body = one_row()
+
+    def __enter__(self) -> "Clients":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def since(self, moment: float) -> list[str]:
+        return [revision for at, _, revision in self.answers if at >= moment]
+
+    @property
+    def failed(self) -> list[int]:
+        return [status for _, status, _ in self.answers if status != 200]
+
+    def _loop(self) -> None:
+        headers = {"host": self._tenant.host, "content-type": "application/json"}
+        with httpx.Client(trust_env=False, timeout=30, headers=headers) as client:
+            while not self._over.is_set():
+                begun = time.monotonic()
+                found = client.post(f"{INGRESS}/v2/models/retail/infer", content=self._body)
+                told = found.json().get("parameters", {}) if found.status_code == 200 else {}
+                self.answers.append((begun, found.status_code, told.get("revision", "")))
+                time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def promoted(retail: Tenant) -> list[dict]:
+    """The ledger after drift was seen, a run made a better model and a canary was judged."""
+    send(retail, TRAINED, DECIDED, rows=100)
+    until(retail, "a run for the drift", lambda: len(retail.entries("run.finished")) > 1)
+    with Clients(retail) as clients:
+        until(retail, "v2 is promoted", lambda: retail.phase("retail-v2") == "Promoted")
+        time.sleep(5)
+        assert shares(clients.since(time.monotonic() - 2)).keys() == {"v2"}
+    assert clients.failed == []
+    return retail.entries()
+
+
+def test_shifted_traffic_becomes_a_promoted_model_by_way_of_a_real_broker(promoted: list[dict]):
+    kinds = [e["kind"] for e in promoted]
+    wanted = ["event.received", "decision", "run.started", "gate", "registered", "rollout.wished"]
+
+    drifts = [e for e in promoted if e["kind"] == "decision" and e["body"]["action"] == "retrain"]
+    assert len(drifts) == 1
+    after = kinds[kinds.index("promoted", kinds.index("served")) :]
+    assert after[0] == "promoted"
+    assert set(wanted) <= set(kinds)
+    run = next(e for e in promoted if e["body"].get("trigger") == drifts[0]["subject"])
+    assert run["subject"].startswith("retail-"), "a Job's name is the run's"
+
+
+def test_the_canary_took_its_steps_in_order_and_on_evidence(promoted: list[dict]):
+    steps = [e["body"] for e in promoted if e["kind"] == "rollout.step"]
+
+    assert [s["weight"] for s in steps] == [10, 50, 100]
+    assert {s["verdict"] for s in steps} == {"advance"}
+    assert all(s["canary_requests"] >= 20 for s in steps)
+
+
+def test_why_tells_the_same_story_as_on_one_machine_with_names_of_this_platform(
+    retail: Tenant, promoted: list[dict]
+):
+    told = retail.perennial("why", PROJECT, "--verbose")
+
+    run = [e["subject"] for e in promoted if e["kind"] == "run.started"][-1]
+    for part in ("serves retail since", "drifted in", "retrain:", "gate", "promoted", "10 %"):
+        assert part in told, told
+    assert run in told
+    assert "retail-predictor-0000" in told
+
+
+def test_a_bad_candidate_is_rolled_back_and_never_asked_again(retail: Tenant, promoted: list[dict]):
+    version, digest = retail.exec("retraining", "python", "-c", BAD).split()[-2:]
+    wish = {
+        "apiVersion": "perennial.dev/v1alpha1",
+        "kind": "ModelRollout",
+        "metadata": {"name": "planted", "namespace": retail.space},
+        "spec": {"project": "retail", "version": int(version), "digest": digest},
+    }
+    with Clients(retail) as clients:
+        retail.kubectl.apply([wish])
+        until(retail, "it is rolled back", lambda: retail.phase("planted") == "RolledBack")
+        ended = time.monotonic()
+        # Its place at the top of the template is taken back within this time, too.
+        time.sleep(30)
+
+    seen = shares(clients.since(0))
+    assert seen.get("", 0) > 0, "its invalid outputs reached somebody: it was a real canary"
+    assert shares(clients.since(ended)).keys() == {"v2"}
+    reason = retail.rollouts()["planted"]["status"]["reason"]
+    assert "invalid output" in reason or "server error" in reason
+
+
+def test_a_rollback_by_hand_brings_the_version_before_back(retail: Tenant, promoted: list[dict]):
+    with Clients(retail) as clients:
+        told = retail.perennial("rollback", PROJECT)
+        time.sleep(3)
+        newest = shares(clients.since(time.monotonic() - 1))
+
+    assert "v1" in told
+    assert newest.keys() == {"v1"}
+    assert clients.failed == []
