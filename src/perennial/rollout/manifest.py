@@ -80,9 +80,9 @@ def render(template: Document, state: RolloutState, place: Place, name: str = ""
     containers = _containers(made)
     for container in containers.values():
         container["image"] = place.image
-    _tell(containers[PREDICTOR], digest=state.digest, revision=plan.name(state))
-    _set_env(containers[PREDICTOR], "STORAGE_URI", state.bundle_uri)
-    told = {"digest": state.digest, "revision": plan.name(state)}
+    # Fetched by the servers: KServe's own init container breaks Pod Security's `restricted`.
+    told = {"bundle": state.bundle_uri, "digest": state.digest, "revision": plan.name(state)}
+    _tell(containers[PREDICTOR], **told)
     _tell(containers[TRANSFORMER], **told, segments=place.segments, sink=place.sink)
     return made
 
@@ -160,8 +160,3 @@ def _tell(container: Document, **changes: str) -> None:
     """Set ``--name=value`` arguments, in place when they are there."""
     args = [a for a in container.get("args", []) if a.partition("=")[0][2:] not in changes]
     container["args"] = args + [f"--{key}={value}" for key, value in changes.items() if value]
-
-
-def _set_env(container: Document, name: str, value: str) -> None:
-    others = [e for e in container.get("env", []) if e.get("name") != name]
-    container["env"] = [*others, {"name": name, "value": value}]

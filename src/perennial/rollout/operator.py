@@ -70,10 +70,17 @@ class Health:
             def log_message(self, *_: object) -> None:
                 """Probes are no news."""
 
-        with ThreadingHTTPServer(("", port), Handler) as server:
+        with _listening(port, Handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield
             server.shutdown()
+
+
+def _listening(port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+    try:
+        return ThreadingHTTPServer(("", port), handler)
+    except OSError as exc:
+        raise Unavailable(f"port {port} cannot be listened on; give another one") from exc
 
 
 class Alias:
@@ -155,21 +162,33 @@ def _run(settings: Settings, given: argparse.Namespace) -> int:
 def _loop(
     reconciler: Reconciler, watcher: Watcher, health: Health, alias: Alias, stop: threading.Event
 ) -> None:
-    """Turn until told to stop; what does not answer now is asked again."""
-    problem = ""
+    """Turn until told to stop. Raises LoopBroken when nothing is watched any more."""
+    told = _Said()
     while not stop.is_set():
-        leads, said = False, ""
-        try:
-            leads = reconciler.turn()
-        except (Unavailable, DBAPIError) as exc:
-            said = str(exc)
-            if said != problem:
-                log.warning("waits: %s", said)
-        problem = said
+        leads = _turn(reconciler, told)
         watcher.check()
         health.turned()
         alias.reap()
         stop.wait(TURN_S if leads else IDLE_S)
+
+
+class _Said:
+    """The last trouble, so that a log tells it once."""
+
+    text = ""
+
+
+def _turn(reconciler: Reconciler, told: _Said) -> bool:
+    """One turn; what does not answer now is asked again at the next."""
+    try:
+        leads = reconciler.turn()
+        told.text = ""
+        return leads
+    except (Unavailable, DBAPIError) as exc:
+        if str(exc) != told.text:
+            log.warning("waits: %s", exc)
+        told.text = str(exc)
+        return False
 
 
 def _bundle_uri(settings: Settings, project: str, digest: str) -> str:

@@ -8,6 +8,7 @@ from lightkube.models.core_v1 import ContainerStatus
 from lightkube.resources.core_v1 import Pod
 
 from perennial import kube
+from perennial.errors import Unavailable
 from perennial.rollout import manifest
 
 METRICS = "/metrics"
@@ -70,7 +71,8 @@ def wait(status: ContainerStatus) -> str:
 def end(pod: Pod, status: ContainerStatus) -> str:
     """How a container ended by itself, empty while it did not."""
     ends = [s.terminated for s in (status.state, status.lastState) if s and s.terminated]
-    bad = next((e for e in ends if e.exitCode), None)
+    # One that says that something is not to be had now tries again, and may succeed.
+    bad = next((e for e in ends if e.exitCode not in (0, Unavailable.exit_code)), None)
     # A pod that is told to go ends its servers, and not always with 0.
     if bad is None or (pod.metadata and pod.metadata.deletionTimestamp):
         return ""

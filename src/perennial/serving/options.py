@@ -3,22 +3,49 @@
 import argparse
 import logging
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from perennial.errors import PerennialError
+from perennial.errors import PerennialError, Unavailable
+from perennial.store.objects import Folder
 
-MOUNTED = Path("/mnt/models")
+MOUNTED = "/mnt/models"
+# A store that is away for a minute is no fault of a model.
+FETCH_S = 60.0
+_PAUSE_S = 1.0
 
 
 def shared() -> argparse.ArgumentParser:
     """Options of predictor and transformer; KServe's own ones are added by ``host.parse``."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--bundle", type=Path, default=MOUNTED, help="Folder of the model bundle.")
+    parser.add_argument(
+        "--bundle", default=MOUNTED, help="Folder of the model bundle, or its URI (s3://...)."
+    )
     parser.add_argument("--digest", default="", help="Digest that the bundle must have.")
     parser.add_argument("--host", default="127.0.0.1", help="Address to listen on.")
     parser.add_argument("--revision", default="", help="Name of the revision, told in answers.")
     return parser
+
+
+def bundle_folder(text: str) -> Path:
+    """The folder of a bundle; one in an object store is fetched first, whole or not at all.
+
+    Raises BadInput when other bytes lie there, and Unavailable when the store stays away.
+    """
+    parent, _, name = text.rstrip("/").rpartition("/")
+    if "://" not in parent:
+        return Path(text)
+    into = Path(tempfile.mkdtemp(prefix="bundle-")) / name
+    limit = time.monotonic() + FETCH_S
+    while True:
+        try:
+            return Folder(parent).fetch(name, into)
+        except Unavailable:
+            if time.monotonic() > limit:
+                raise
+            time.sleep(_PAUSE_S)
 
 
 def guarded(main: Callable[[], int]) -> int:

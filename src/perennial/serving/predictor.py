@@ -54,14 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(argv: Sequence[str]) -> int:
     given, _ = options.shared().parse_known_args(argv)
-    digest = bundle.verify(given.bundle, given.digest or None)
+    folder = options.bundle_folder(given.bundle)
+    digest = bundle.verify(folder, given.digest or None)
     with light.without("sklearn"):
-        with bundle.preflight(given.bundle):
+        with bundle.preflight(folder):
             # KServe takes as long to import as the child takes to try the model.
             from perennial.serving import host
 
             args = host.parse("predictor", options.shared(), argv)
-        loaded = bundle.load(given.bundle, digest)
+        loaded = bundle.load(folder, digest)
     contract = Contract.from_plain(loaded.contract)
     return host.serve(Predictor(args.model_name, loaded, contract, args.revision), args)
 

@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(argv: Sequence[str]) -> int:
     given, _ = _options().parse_known_args(argv)
-    parts = bundle.parts(given.bundle, given.digest or None)
+    parts = bundle.parts(options.bundle_folder(given.bundle), given.digest or None)
     key = signing.read_key(given.key) if given.key else None
     watcher = _watcher(parts, given, key)
 
