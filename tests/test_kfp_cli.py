@@ -121,7 +121,11 @@ def test_runs_are_listed_from_where_the_ledger_is_out_of_reach(perennial, fake):
     _, others, _ = perennial("runs", "list", "--project", str(ROOT / "examples" / "bank"), "--json")
 
     assert nothing[1] == "nothing yet\n"
-    assert out.index("PENDING") < out.index("SUCCEEDED")
+    rows = [line.split() for line in out.splitlines()[1:]]
+    assert [row[1:] for row in rows] == [
+        ["PENDING", "retail", newest],
+        ["SUCCEEDED", "retail", done],
+    ]
     assert [r["run"] for r in json.loads(ours)] == [newest, done]
     assert json.loads(others) == []
 

@@ -55,10 +55,10 @@ def listing(settings: Settings, project: str, *, verbose: bool, as_json: bool) -
             json.dumps([{k: v for k, v in row.items() if k != "steps"} for row in found], indent=2)
         )
         return 0
-    heads = ("created_at", "state", "project", "name", "run")
-    table = Table(*heads, box=None, pad_edge=False)
+    table = Table("created", "state", "project", box=None, pad_edge=False)
+    table.add_column("run", no_wrap=True, min_width=36)
     for row in found:
-        table.add_row(*(str(row[head]) for head in heads))
+        table.add_row(row["created_at"][:16], row["state"], row["project"], row["run"])
     Console().print(table if found else "nothing yet")
     return 0
 
