@@ -130,10 +130,19 @@ class Session:
         self._stack = None
 
     def windows(self) -> Iterator[tuple[datetime, pd.DataFrame]]:
-        """Windows of the project's history that nobody was served yet, in order of time."""
-        raw = sources.read(self.project, None, self.folder)
+        """Windows of the project's history that nobody was served yet, in order of time.
+
+        Raises BadInput when there are none.
+        """
+        home = self.folder if self.folder.is_dir() else self.folder.parent
+        raw = sources.read(self.project, None, home)
         since = self._unserved()
         rows = history.examples(self.project, raw, since, self.project.replay.until)
+        if rows.empty:
+            raise BadInput(
+                f"all rows of {self.project.name} were served; forget the project's state, such as"
+                f" {self._state.root}, to begin anew"
+            )
         starts = rows["event_time"].map(lambda t: self.project.window_start(t.to_pydatetime()))
         for start, window in rows.groupby(starts, sort=True):
             yield pd.Timestamp(start).to_pydatetime(), window
