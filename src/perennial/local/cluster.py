@@ -249,15 +249,16 @@ def _broker(client: Client) -> Check:
 
 def _stores(settings: Settings) -> list[Check]:
     """What the settings name; a laptop names nothing, and cannot reach what only pods reach."""
+    unset = f"is not set here; in a pod: {IN_POD}"
     looks = [
-        ("state", settings.state_url, _state, "PERENNIAL_STATE_URL is not set here"),
-        ("artifacts", settings.artifacts, _artifacts, "PERENNIAL_ARTIFACTS is not set here"),
-        ("KFP", settings.launcher == "kfp", _kfp, f"runs are launched by {settings.launcher}"),
+        ("state", settings.state_url, _state, f"PERENNIAL_STATE_URL {unset}"),
+        ("artifacts", settings.artifacts, _artifacts, f"PERENNIAL_ARTIFACTS {unset}"),
+        ("KFP", settings.launcher == "kfp", _kfp, f"PERENNIAL_LAUNCHER is {settings.launcher}"),
     ]
     return [
         _looked(title, partial(look, settings))
         if is_asked
-        else Check(title, True, f"not asked: {why}; in a pod: {IN_POD}")
+        else Check(title, True, f"not asked: {why}")
         for title, is_asked, look, why in looks
     ]
 
