@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -44,7 +45,7 @@ def first(project: str, trigger: str, run: str, made: dsl.Output[dsl.Dataset]) -
     import pathlib
     from perennial.steps import context
     with context.opened("first", project, run, trigger) as ctx:
-        print("done first", file=(ctx.folder / "done").open("a"))
+        print("done first", file=(ctx.folder.parent / "done").open("a"))
         ctx.ledger.append("run.started", project=ctx.project.name, subject=run,
                           body=dict(run=run, trigger=trigger), now=ctx.now)
     folder = pathlib.Path(made.path)
@@ -60,9 +61,10 @@ def second(project: str, source: str, run: str, made: dsl.Input[dsl.Dataset]) ->
     from perennial import errors
     from perennial.steps import context
     with context.opened("second", project, run) as ctx:
-        print("done second", file=(ctx.folder / "done").open("a"))
-        (ctx.folder / "rows").write_text((pathlib.Path(made.path) / "inner" / "rows").read_text())
-        if (ctx.folder / "over").exists():
+        print("done second", file=(ctx.folder.parent / "done").open("a"))
+        rows = pathlib.Path(made.path) / "inner" / "rows"
+        (ctx.folder.parent / "rows").write_text(rows.read_text())
+        if (ctx.folder.parent / "over").exists():
             return made.metadata["share"]
         if source == "sleep":
             time.sleep(120)
@@ -79,7 +81,7 @@ def third(project: str, share: float, run: str) -> str:
     """The last."""
     from perennial.steps import context
     with context.opened("third", project, run) as ctx:
-        print("done third", file=(ctx.folder / "done").open("a"))
+        print("done third", file=(ctx.folder.parent / "done").open("a"))
     return str(share)
 
 @dsl.pipeline(name="fake")
@@ -144,9 +146,19 @@ class Pods:
 
     def begin(self, args: list[str]) -> "subprocess.Popen[bytes]":
         shutil.rmtree(self.settings.home, ignore_errors=True)
+        self._mount()
         command = [sys.executable, "-m", "perennial.retrain.inpod", *args]
         with self.output.open("wb") as output:
             return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+
+    def _mount(self) -> None:
+        """A ConfigMap is mounted as links into a folder that has another name in each pod."""
+        dated = self.folder / f"..{secrets.token_hex(4)}"
+        dated.mkdir()
+        link = self.folder / "tiny.yaml"
+        shutil.copy(link, dated / "tiny.yaml")
+        link.unlink()
+        link.symlink_to(dated / "tiny.yaml")
 
     def code(self, source: str = "") -> int:
         return self.start(source).wait(120)
@@ -317,7 +329,7 @@ class Node:
     def list(self, kind: type, **_: object) -> list[Pod]:
         return [pod_that({}, self._phase)] if self._process else []
 
-    def log(self, name: str, container: str) -> list[str]:
+    def log(self, name: str, container: str) -> Any:
         return self._pods.output.read_text().splitlines(keepends=True)
 
     def end(self) -> None:

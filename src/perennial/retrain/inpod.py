@@ -201,8 +201,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(Unavailable.exit_code))
     try:
         settings = Settings.load()
+        context.find(settings, asked.project)
         request = RunRequest(
-            context.find(settings, asked.project),
+            settings.root / asked.project,
             asked.source,
             context.moment(asked.as_of),
             asked.trigger,

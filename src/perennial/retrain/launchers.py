@@ -227,6 +227,7 @@ def _reason(fault: Entry | None, log: Log, code: int) -> str:
 
 
 def short_name(trigger: str) -> str:
+    """A trigger as it stands in the name of a log."""
     return re.sub(r"[^A-Za-z0-9]+", "-", trigger).strip("-")[:24] or "unnamed"
 
 
@@ -251,7 +252,8 @@ def _command(spec: Path, request: RunRequest, kept: Path | None) -> list[str]:
         *(sys.executable, "-m", "perennial.retrain.launchers"),
         *("--child-of", str(os.getpid())),
         *("--spec", str(spec.resolve())),
-        *("--project", str(request.project.resolve())),
+        # Not resolved: a mounted ConfigMap is a link that leads elsewhere in each pod.
+        *("--project", str(request.project.absolute())),
         *("--source", request.source),
         *("--as-of", request.as_of.isoformat() if request.as_of else ""),
         *("--trigger", request.trigger),
