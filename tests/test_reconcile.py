@@ -1,0 +1,303 @@
+"""The operator's loop: who leads, what is told, and what a steady project costs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_controller import FakeClock, FakeEvidence, FakeRevisions, FakeTraffic
+
+from perennial.errors import Unavailable
+from perennial.ledger import Ledger
+from perennial.records import Phase, RolloutState
+from perennial.rollout.board import Board
+from perennial.rollout.leader import Leader
+from perennial.rollout.places import Adapters
+from perennial.rollout.reconcile import Reconciler
+from perennial.rollout.watch import Change
+from perennial.store import lease, rollouts, versions
+from perennial.store.engine import make_engine
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class FakeClient:
+    """The API server's ModelRollouts, and how often it was asked."""
+
+    objects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    down: bool = False
+
+    def list(self, kind: Any) -> list[dict[str, Any]]:
+        self._ask("list")
+        return list(self.objects.values())
+
+    def create(self, made: Any) -> None:
+        self._ask(f"create {made['metadata']['name']}")
+        self.objects[made["metadata"]["name"]] = dict(made)
+
+    def apply(self, told: Any, force: bool) -> None:
+        self._ask(f"tell {told['metadata']['name']}")
+        self.objects[told["metadata"]["name"]]["status"] = told["status"]
+
+    def _ask(self, what: str) -> None:
+        if self.down:
+            raise Unavailable("the API server does not answer")
+        self.calls.append(what)
+
+
+@dataclass
+class FakeChanges:
+    waiting: list[Change] = field(default_factory=list)
+
+    def take(self) -> list[Change]:
+        found, self.waiting = self.waiting, []
+        return found
+
+
+@dataclass
+class FakePlace:
+    """Adapters of one project, and what somebody changed there."""
+
+    traffic: FakeTraffic = field(default_factory=FakeTraffic)
+    revisions: FakeRevisions = field(default_factory=FakeRevisions)
+    edits: list[str] = field(default_factory=list)
+
+    def adapters(self) -> Adapters:
+        return Adapters(
+            self.traffic,
+            self.revisions,
+            FakeEvidence(),
+            lambda name: f"tiny-predictor-{name}",
+            lambda allowed: self.edits,
+            lambda: None,
+        )
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.engine = make_engine(f"sqlite:///{folder}/state.db")
+        self.client, self.changes, self.clock = FakeClient(), FakeChanges(), FakeClock()
+        self.places: dict[str, FakePlace] = {}
+        self.reconciler = self.another("one")
+
+    def another(self, holder: str) -> Reconciler:
+        board = Board(self.client, lambda: NOW, self.clock.monotonic)  # type: ignore[arg-type]
+        return Reconciler(
+            self.engine,
+            board,
+            Leader(self.engine, holder, lambda: self.clock.seconds),
+            self.changes,
+            lambda project: self.place(project).adapters(),
+            self.clock,
+            lambda state: None,
+            lambda project, digest: f"s3://b/{project}/{digest}",
+        )
+
+    def place(self, project: str = "tiny") -> FakePlace:
+        return self.places.setdefault(project, FakePlace())
+
+    def wish(self, version: int, project: str = "tiny") -> RolloutState:
+        return rollouts.wish(
+            self.engine,
+            project=project,
+            version=version,
+            digest=f"sha256:{version}",
+            bundle_uri="s3://b/x",
+            run_id=f"run-{version}",
+        )
+
+    def turn(self, times: int = 1, reconciler: Reconciler | None = None) -> bool:
+        leads = False
+        for _ in range(times):
+            self.clock.seconds += 1
+            leads = (reconciler or self.reconciler).turn()
+        return leads
+
+    def status(self, name: str) -> dict[str, Any]:
+        return dict(self.client.objects[name].get("status", {}))
+
+    def edit(self, generation: int, project: str = "tiny") -> None:
+        body = {"metadata": {"name": project, "generation": generation}}
+        self.changes.waiting.append(Change("inferenceservices", project, False, body))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_wish_of_a_pipeline_gets_its_resource_and_its_end_is_told(world):
+    world.wish(1)
+    world.turn(4)
+    world.wish(2)
+    world.turn(12)
+
+    assert world.status("tiny-v1")["phase"] == "Promoted"
+    told = world.status("tiny-v2")
+    assert (told["phase"], told["step"], told["weight"]) == ("Promoted", "3/3", 100)
+    assert [h["weight"] for h in told["history"]] == [10, 50, 100]
+    assert told["revision"] == "tiny-predictor-v2"
+
+
+def test_a_steady_project_costs_neither_a_call_nor_a_look(world):
+    world.wish(1)
+    world.turn(6)
+    world.client.calls.clear()
+    world.place().revisions.names = broken  # type: ignore[method-assign]
+
+    world.turn(120)
+
+    assert world.client.calls == []
+
+
+def broken() -> tuple[str, ...]:
+    raise AssertionError("a steady project was looked at")
+
+
+def test_words_are_told_every_few_seconds_and_moves_at_once(world):
+    world.wish(1)
+    world.turn(4)
+    world.place().revisions.slow = {"v2"}
+    world.wish(2)
+    world.turn(20)
+    told = [c for c in world.client.calls if c == "tell tiny-v2"]
+
+    assert 1 <= len(told) <= 5
+    world.place().revisions.slow = set()
+    world.turn(1)
+    assert world.status("tiny-v2")["weight"] == 10
+
+
+def test_what_was_not_told_because_nobody_answered_is_told_later(world):
+    world.wish(1)
+    world.turn(1)
+    world.client.down = True
+    world.turn(5)
+    assert rollouts.serving(world.engine, "tiny")
+
+    world.client.down = False
+    world.turn(2)
+
+    assert world.status("tiny-v1")["phase"] == "Promoted"
+
+
+def test_only_one_leads_and_the_next_one_goes_on(world):
+    second = world.another("two")
+    world.wish(1)
+    world.turn(4)
+    assert not world.turn(1, second)
+    world.wish(2)
+    world.turn(3)
+    going = rollouts.open_rollout(world.engine, "tiny")
+    assert going and going.phase is Phase.CANARY
+
+    # The first one hangs for longer than its lease, and wakes up again.
+    world.clock.seconds += 60
+    assert world.turn(10, second)
+    assert not world.turn(1)
+
+    assert rollouts.history(world.engine, "tiny")[-1].phase is Phase.PROMOTED
+
+
+def test_who_lost_the_lease_moves_nothing(world):
+    world.wish(1)
+    world.turn(4)
+    world.wish(2)
+    world.turn(2)
+    seen = list(world.place().traffic.seen)
+    lease.release(world.engine, "operator", 1)
+    lease.acquire(world.engine, "operator", "two", 999, world.clock.seconds)
+
+    world.turn(5)
+
+    assert world.place().traffic.seen == seen
+
+
+def test_an_edit_is_told_once_in_ledger_and_resource(world):
+    world.wish(1)
+    world.turn(6)
+    world.edit(1)
+    world.turn(1)
+    world.place().edits = ["spec.predictor.maxReplicas is 3, applied was 1"]
+    world.edit(2)
+    world.turn(3)
+
+    entries = Ledger(world.engine).entries("tiny", "serving.edited")
+    assert [e.body["edits"] for e in entries] == [world.place().edits]
+    applied = next(c for c in world.status("tiny-v1")["conditions"] if c["type"] == "AsApplied")
+    assert applied["message"] == world.place().edits[0]
+    world.place().edits = []
+    world.edit(3)
+    world.turn(2)
+    applied = next(c for c in world.status("tiny-v1")["conditions"] if c["type"] == "AsApplied")
+    assert applied["status"] == "True"
+
+
+def asked(name: str, version: int, digest: str, **spec: object) -> Change:
+    wanted = {"project": "tiny", "version": version, "digest": digest, **spec}
+    body = {"metadata": {"name": name, "uid": "u"}, "spec": wanted}
+    return Change("modelrollouts", name, False, body)
+
+
+@pytest.fixture
+def registered(world: World) -> Callable[[int], None]:
+    def register(version: int) -> None:
+        versions.next_version(world.engine, "tiny", f"sha256:{version}", "run", NOW)
+
+    return register
+
+
+def test_a_resource_of_a_person_becomes_one_wish(world, registered):
+    registered(1)
+    change = asked("mine", 1, "sha256:1", steps=[50, 100])
+    world.client.objects["mine"] = dict(change.body)
+
+    for _ in range(3):
+        world.changes.waiting.append(change)
+        world.turn(2)
+
+    (state,) = rollouts.history(world.engine, "tiny")
+    assert '"steps":[50,100]' in state.limits
+    assert state.bundle_uri == "s3://b/tiny/sha256:1"
+    assert world.status("mine")["phase"] == "Promoted"
+    assert "create mine" not in world.client.calls
+    assert len(Ledger(world.engine).entries("tiny", "rollout.wished")) == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "digest", "said"),
+    [
+        pytest.param(9, "sha256:9", "has no version v9", id="a version that nobody registered"),
+        pytest.param(1, "sha256:2", "has digest sha256:1", id="another model than the version's"),
+    ],
+)
+def test_a_wish_for_what_passed_no_gate_is_refused(world, registered, version, digest, said):
+    registered(1)
+    change = asked("mine", version, digest)
+    world.client.objects["mine"] = dict(change.body)
+    world.changes.waiting.append(change)
+
+    world.turn(2)
+
+    assert world.status("mine")["phase"] == "Refused"
+    assert said in world.status("mine")["reason"]
+    assert rollouts.history(world.engine, "tiny") == []
+
+
+def test_a_project_that_cannot_be_moved_does_not_keep_the_others_waiting(world):
+    world.place("tiny").revisions.names = away  # type: ignore[method-assign]
+    world.wish(1)
+    world.wish(1, "other")
+
+    world.turn(4)
+
+    assert rollouts.serving(world.engine, "other")
+    assert rollouts.serving(world.engine, "tiny") is None
+
+
+def away() -> tuple[str, ...]:
+    raise Unavailable("no answer")
