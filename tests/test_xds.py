@@ -162,12 +162,14 @@ def test_an_envoy_that_starts_takes_what_is_wished_now(two):
     assert answered(bench) == {"v2": 50}
 
 
+@pytest.mark.slow
 def test_an_envoy_that_was_told_nothing_yet_is_not_ready(two):
     cluster, bench = two
     cluster.leave()
     cluster.start("three")
+    # Envoy would give up waiting 15 s for each of two documents, and call that ready.
     with pytest.raises(AssertionError):
-        wait_until(lambda: cluster.is_ready("three"), 2)
+        wait_until(lambda: cluster.is_ready("three"), 33)
     with pytest.raises(Unavailable, match="does not answer .three."):
         bench.traffic.set_weights({"v1": 100})
 
