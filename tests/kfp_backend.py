@@ -55,6 +55,7 @@ class FakeRun:
     namespace: str
     workflow: str = "training-x7k2p"
     done: dict[str, str] = field(default_factory=dict)
+    begun: dict[str, datetime] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
     told: bool = False  # the exit handler ran; it does not run again
     attempts: int = 1
@@ -276,7 +277,7 @@ class FakeKfp:
         if begun is None:
             left = [step for step in STEPS if step not in found.done]
             if left:
-                found.done[left[0]] = "RUNNING"
+                found.done[left[0]], found.begun[left[0]] = "RUNNING", self.now()
             else:
                 self._end(found, "SUCCEEDED")
             return
@@ -301,6 +302,8 @@ class FakeKfp:
         if not found.told and "notify" in self.acts:
             self.acts["notify"](found)
         found.told = True
+        found.done["notify"] = "SUCCEEDED"
+        found.begun.setdefault("notify", self.now())
         move(found, state, self.now())
         found.run.finished_at = self.now()
 
@@ -313,7 +316,7 @@ class FakeKfp:
 
     def _task(self, found: FakeRun, name: str, state: str) -> Any:
         over = state in ("SUCCEEDED", "FAILED")
-        begun = self.now()
+        begun = found.begun.get(name, found.run.created_at)
         return api.V2beta1PipelineTaskDetail(
             run_id=found.id,
             task_id=str(uuid.uuid4()),

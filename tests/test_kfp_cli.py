@@ -49,7 +49,7 @@ def test_a_run_is_submitted_and_followed_step_by_step(perennial, fake):
 
     (run,) = fake.runs.values()
     assert code == 0
-    assert out.splitlines() == [*STEPS, f"retail: run {run.id} succeeded"]
+    assert out.splitlines() == [*STEPS, "notify", f"retail: run {run.id} succeeded"]
     assert run.parameters["trials"] == 3
     assert run.parameters["trigger"].startswith("by hand 2")
 
@@ -143,7 +143,7 @@ def test_the_logs_of_all_steps_or_of_one_are_shown(perennial, fake):
     assert "ValueError: a hole in the table" in one
     assert "== " not in one
     assert code == 2
-    assert "has no step 'trian'; it has ingest, validate" in err
+    assert "has no step 'trian'; it has ingest, validate, notify" in err
 
 
 def test_a_failed_run_is_resumed_where_it_failed(perennial, fake):

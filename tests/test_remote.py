@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from kfp_backend import STEPS, FakeKfp, FakeRun, serving
+from launchers import LONG, REASON, WELL, WRONG, LauncherContract
 
 from perennial.errors import RunFailed, Unavailable
 from perennial.ledger import Ledger
@@ -83,17 +84,42 @@ def request(key: str = "event 1") -> RunRequest:
     return RunRequest(ROOT / "examples" / "retail", trigger="event 1", key=key)
 
 
-def says(reason: str) -> Callable[[FakeRun], None]:
+def failing(ledger: Ledger, reason: str) -> Callable[[FakeRun], None]:
     """A step that writes to the ledger why it failed."""
 
     def act(run: FakeRun) -> None:
-        ledger = Ledger(make_engine(says.url))
         body = {"run": run.id, "step": "train", "reason": reason}
         ledger.append(
             "step.failed", project="retail", subject=run.id, body=body, now=datetime.now(UTC)
         )
 
     return act
+
+
+class KfpBench:
+    """The launcher before the fake, whose steps do to the ledger what ours do."""
+
+    project = "retail"
+
+    def __init__(self, launcher: KfpLauncher, fake: FakeKfp, ledger: Ledger) -> None:
+        self.launcher = launcher
+        self.ledger = ledger
+        self._fake = fake
+
+    def ask(self, how: str, key: str) -> RunRequest:
+        self._fake.plan = {WELL: {}, WRONG: {"train": ["killed"]}, LONG: {"train": ["hang"]}}[how]
+        if how == WRONG:
+            self._fake.acts["train"] = failing(self.ledger, REASON)
+        return request(key)
+
+    def goes_on(self) -> bool:
+        return any("RUNNING" in run.done.values() for run in self._fake.runs.values())
+
+
+class TestKfpLauncher(LauncherContract):
+    @pytest.fixture
+    def bench(self, cluster: Settings, fake: FakeKfp, ledger: Ledger) -> KfpBench:
+        return KfpBench(launching(cluster), fake, ledger)
 
 
 def test_a_run_that_ends_well_gives_its_id_and_tells_its_steps(cluster, fake, ledger):
@@ -103,7 +129,7 @@ def test_a_run_that_ends_well_gives_its_id_and_tells_its_steps(cluster, fake, le
 
     (run,) = fake.runs.values()
     assert result == RunResult(run.id, "succeeded", "all 1 limits kept")
-    assert told == STEPS
+    assert told == [*STEPS, "notify"]
     (finished,) = ledger.entries("retail", "run.finished")
     assert finished.subject == run.id
 
@@ -167,9 +193,8 @@ def test_a_run_is_waited_for_that_outlived_whoever_started_it(cluster, fake, led
 
 
 def test_what_a_step_said_in_the_ledger_is_the_reason_and_is_final(cluster, fake, ledger):
-    says.url = cluster.state_url
     fake.plan["train"] = ["killed"]
-    fake.acts["train"] = says("row 17: churned is 2, expected 0 or 1")
+    fake.acts["train"] = failing(ledger, "row 17: churned is 2, expected 0 or 1")
 
     with pytest.raises(RunFailed, match="row 17: churned is 2, expected 0 or 1"):
         launching(cluster).run(request())

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
@@ -31,6 +31,7 @@ ENDED = (SUCCEEDED, FAILED, "CANCELED", "SKIPPED")
 _INNER = re.compile(
     r"root|.*-driver|executor.*|exit-handler-\d+|exit-hook-.*|condition-.*|.*\.onExit"
 )
+_NEVER = datetime.max.replace(tzinfo=UTC)
 _POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _NO_HOST = "http://localhost"  # what kfp falls back to when it found nothing
 _REMEDY = (
@@ -54,6 +55,7 @@ class Task:
     name: str
     state: str
     children: tuple[str, ...]  # node ids, by which a log is found
+    begun_at: datetime | None
     seconds: float | None
 
 
@@ -85,10 +87,10 @@ class Run:
 
     @property
     def steps(self) -> tuple[Task, ...]:
-        """The steps that a person knows, in the order of their names' first mention."""
+        """The steps that a person knows, in the order in which they began."""
         graphs = {child.rsplit("-", 1)[0] for task in self.tasks for child in task.children}
         known = [t for t in self.tasks if not _INNER.fullmatch(t.name) and t.name not in graphs]
-        return tuple(known)
+        return tuple(sorted(known, key=lambda task: task.begun_at or _NEVER))
 
     @property
     def failed(self) -> tuple[Task, ...]:
@@ -507,6 +509,7 @@ def _task(raw: Any) -> Task:
         name=raw.display_name or "",
         state=raw.state or "",
         children=tuple(c.pod_name for c in raw.child_tasks or [] if c.pod_name),
+        begun_at=begun,
         seconds=(over - begun).total_seconds() if begun and over else None,
     )
 
