@@ -87,7 +87,7 @@ def tenant(
     monkeypatch.setenv("PERENNIAL_NAMESPACE", space)
     monkeypatch.setenv("PERENNIAL_LAUNCHER", "job")
     monkeypatch.setenv("PERENNIAL_IMAGE", IMAGE)
-    monkeypatch.setenv("PERENNIAL_RUN_CPU", "50m")
+    monkeypatch.setenv("PERENNIAL_RUN_CPU", "100m")
     made = Tenant(kubectl, space, Settings.load())
     engine = open_engine(made.settings.state_url)
     migrate(engine)
