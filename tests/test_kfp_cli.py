@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from kfp_backend import STEPS, FakeKfp, serving
 
 from perennial import cli
+from perennial.ledger import Ledger
 from perennial.retrain import remote, schedules
+from perennial.settings import Settings
+from perennial.store.engine import make_engine
 
 ROOT = Path(__file__).resolve().parents[1]
 RETAIL = str(ROOT / "examples" / "retail")
@@ -26,7 +30,7 @@ def fake() -> Iterator[FakeKfp]:
 
 @pytest.fixture
 def perennial(
-    settings: object,
+    settings: Settings,
     fake: FakeKfp,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -270,7 +274,7 @@ def test_a_backend_that_is_away_is_one_line_and_exit_code_3(perennial, fake, arg
         ("local", ("runs", "retry", "x"), "only a KFP backend resumes"),
         ("local", ("runs", "terminate", "x"), "ends with its command"),
         ("job", ("runs", "retry", "x"), "only a KFP backend resumes"),
-        ("job", ("runs", "logs", "retail-1"), "kubectl logs job/retail-1"),
+        ("local", ("runs", "logs", "x", "--project", RETAIL), "nothing is known yet of retail"),
     ],
 )
 def test_what_a_launcher_cannot_do_is_told_with_what_to_do(
@@ -282,3 +286,20 @@ def test_what_a_launcher_cannot_do_is_told_with_what_to_do(
 
     assert code == 2
     assert says in err
+
+
+def test_the_log_of_a_run_on_this_machine_is_its_file(perennial, settings, monkeypatch):
+    monkeypatch.setenv("PERENNIAL_LAUNCHER", "local")
+    state = settings.state("retail")
+    body = {"run": "abc-1", "trigger": "by hand 20261121T120000", "as_of": "2011-09-01"}
+    Ledger(make_engine(state.url)).append(
+        "run.started", project="retail", subject="abc-1", body=body, now=datetime.now(UTC)
+    )
+    state.logs.mkdir(parents=True)
+    (state.logs / "run-by-hand-20261121T120000.log").write_text("Executing task\n")
+
+    code, out, err = perennial("runs", "logs", "abc", "--project", RETAIL)
+    wrong = perennial("runs", "logs", "abc", "--project", RETAIL, "--step", "train")
+
+    assert (code, out, err) == (0, "Executing task\n", "")
+    assert wrong[0] == 2 and "leave out --step" in wrong[2]

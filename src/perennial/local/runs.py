@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +15,16 @@ from perennial.retrain import choice
 from perennial.retrain.backend import Backend, Run
 from perennial.retrain.launchers import Launcher, RunRequest, RunResult, short_name
 from perennial.settings import Settings
+
+
+@runtime_checkable
+class Starter(Launcher, Protocol):
+    """A launcher whose runs need nobody who waits for them."""
+
+    def submit(self, request: RunRequest) -> str:
+        """Start a run; gives its id."""
+        ...
+
 
 MOST = 100  # runs of a list
 
@@ -33,14 +43,14 @@ def submit(
 ) -> int:
     """Start a run by hand; follow it to its end, or only say its id."""
     launcher = choice.launcher(settings)
-    if not launcher.outlives:
+    if not isinstance(launcher, Starter):
         _refuse_to_leave(settings, wait)
         return spec.run_once(settings, text, source=source, as_of=as_of, trials=trials, seed=seed)
     folder = folders.project_folder(settings, text)
     trigger = spec.by_hand()
     request = RunRequest(folder, source, spec.moment(as_of), trigger, trials, seed)
     if not wait:
-        print(_start(settings, launcher, request))
+        print(launcher.submit(request))
         return 0
     return _followed(projects.load(folder).name, lambda: launcher.run(request, progress=print))
 
@@ -95,16 +105,12 @@ def logs(settings: Settings, name: str, *, project: str, step: str) -> int:
     """What the steps of a run wrote, or one of them."""
     if settings.launcher == "kfp":
         return _backend_logs(Backend(settings), name, step)
-    if settings.launcher == "job":
-        raise BadInput(f"a Job keeps its log in its pod; 'kubectl logs job/{name}' shows it")
-    if step:
-        raise BadInput("on this machine all steps write to one log; leave out --step")
     view = look.View(settings, project)
-    found = _known(view, name)
-    path = view.state.logs / f"run-{short_name(found['trigger'])}.log"
-    if not path.is_file():
-        raise BadInput(f"no log of run {found['run']} at {path}")
-    print(path.read_text(encoding="utf-8"), end="")
+    if step:
+        raise BadInput(
+            f"the launcher is {settings.launcher}, and its steps write to one log; leave out --step"
+        )
+    print(_own_log(settings, view, _known(view, name)), end="")
     return 0
 
 
@@ -148,14 +154,6 @@ def _refuse_to_leave(settings: Settings, wait: bool) -> None:
         )
 
 
-def _start(settings: Settings, launcher: Launcher, request: RunRequest) -> str:
-    from perennial.retrain.remote import KfpLauncher
-
-    if isinstance(launcher, KfpLauncher):
-        return launcher.submit(request)
-    raise BadInput(f"the launcher {settings.launcher} starts a run only for who waits for it")
-
-
 def _followed(project: str, follow: Follow) -> int:
     """Say how a run ended; who stops waiting is told that it goes on."""
     try:
@@ -179,6 +177,18 @@ def _backend_logs(backend: Backend, name: str, step: str) -> int:
             text = backend.log(run.id, task) or "(no log was kept)\n"
             print(text if step else f"== {task.name}: {task.state}\n{text}", end="")
     return 0
+
+
+def _own_log(settings: Settings, view: look.View, run: dict[str, Any]) -> str:
+    """The log of a run that kfp.local made, in a Job or here."""
+    if settings.launcher == "job":
+        from perennial.retrain import job
+
+        return job.log_of(settings, view.name, str(run["run"]))
+    path = view.state.logs / f"run-{short_name(run['trigger'])}.log"
+    if not path.is_file():
+        raise BadInput(f"no log of run {run['run']} at {path}")
+    return path.read_text(encoding="utf-8")
 
 
 def _end_job(settings: Settings, name: str, project: str) -> int:
