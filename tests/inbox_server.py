@@ -6,7 +6,6 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 import retraining as loop
 
@@ -85,8 +84,8 @@ def main(url: str, port: int, key: bytes, naive: bool) -> None:
     service.serve(service.Service(inbox, {"churn": worker}, key, now), [worker], server)
 
 
-def prepare(folder: Path) -> str:
-    """A database in which a model serves already."""
-    url = f"sqlite:///{folder}/state.db"
-    loop.serve(make_engine(url))
-    return url
+def prepare(url: str) -> None:
+    """Make a database one in which a model serves already."""
+    engine = make_engine(url)
+    loop.serve(engine)
+    engine.dispose()

@@ -85,6 +85,8 @@ def test_starts_are_the_windows_with_rows(place: str):
     writer.write(window(60))
     writer.write(window(1))
 
+    Folder(place).write("20300101T000000Z/v1.drift.json", "a report of rows that are gone")
+
     assert segments.starts(place) == [tiny.START, tiny.START + timedelta(hours=50)]
     assert segments.starts(f"{place}/none") == []
 
