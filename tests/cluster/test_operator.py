@@ -9,6 +9,7 @@ from typing import Any
 
 import operators
 import pytest
+from lightkube.types import PatchType
 from operators import ERRORS, GOOD, NEVER_READY, Loop, digest, until
 
 from perennial import kube
@@ -141,7 +142,10 @@ def test_an_image_that_cannot_be_pulled_leaves_stable_and_says_why(loop, numbers
         process.wait(20)
 
     assert state.phase is Phase.ROLLED_BACK
-    assert "was not ready within 60 s" in state.reason and "Pull" in state.reason
+    assert (
+        f"was not ready within {operators.PATIENCE_S:g} s" in state.reason
+        and "Pull" in state.reason
+    )
     assert (loop.serving(), set(loop.ask(20))) == (before, {before})
 
 
@@ -195,7 +199,7 @@ def operator_versions(loop: Loop) -> int:
 
 
 def create(loop: Loop, name: str, version: int, digest: str, **more: object) -> None:
-    deadlines = {"stepSeconds": 60, "readySeconds": 60}
+    deadlines = {"stepSeconds": operators.PATIENCE_S, "readySeconds": operators.PATIENCE_S}
     spec = {"project": "retail", "version": version, "digest": digest, "deadlines": deadlines}
     document = {
         "apiVersion": "perennial.dev/v1alpha1",
@@ -235,7 +239,8 @@ def test_a_wish_is_never_rewritten(loop):
     create(loop, "kept", 999, digest(999))
 
     with pytest.raises(BadInput, match="a wish is never rewritten"), kube.asking("changing"):
-        loop.client.patch(kube.ModelRollout, "kept", {"spec": {"version": 1000}})
+        change = {"spec": {"version": 1000}}
+        loop.client.patch(kube.ModelRollout, "kept", change, patch_type=PatchType.MERGE)
     kube.delete(loop.client, kube.ModelRollout, "kept")
 
 

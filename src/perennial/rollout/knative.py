@@ -15,7 +15,7 @@ from lightkube import Client
 from lightkube.generic_resource import create_namespaced_resource
 
 from perennial import kube
-from perennial.errors import Unavailable
+from perennial.errors import BadInput, Unavailable
 from perennial.records import RolloutState
 from perennial.rollout import manifest, plan, pods
 from perennial.rollout.manifest import Document
@@ -172,6 +172,8 @@ class KnativeService:
     def set_weights(self, weights: Mapping[str, int]) -> None:
         """Drive towards these weights; raises Unavailable until they hold."""
         wanted = {name: percent for name, percent in weights.items() if percent}
+        if sum(wanted.values()) != 100 or min(wanted.values()) < 0:
+            raise BadInput(f"{wanted} is no split of all requests, wanted shares that sum to 100")
         seen = self._look()
         if seen is None:
             raise Unavailable(f"there is no InferenceService {self._project}")

@@ -112,6 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="perennial.rollout.operator")
     parser.add_argument("--xds-port", type=int, default=XDS_PORT)
     parser.add_argument("--health-port", type=int, default=HEALTH_PORT)
+    parser.add_argument(
+        "--no-registry", action="store_true", help="Do not tell MLflow which version serves."
+    )
     given = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
@@ -150,7 +153,7 @@ def _run(settings: Settings, given: argparse.Namespace) -> int:
             watcher,
             partial(places.of, settings, client, engine),
             clock,
-            alias.tell,
+            alias.tell if not given.no_registry else _untold,
             partial(_bundle_uri, settings),
         )
         opened.callback(reconciler.close)
@@ -189,6 +192,10 @@ def _turn(reconciler: Reconciler, told: _Said) -> bool:
             log.warning("waits: %s", exc)
         told.text = str(exc)
         return False
+
+
+def _untold(_state: RolloutState) -> None:
+    """MLflow is told nothing."""
 
 
 def _bundle_uri(settings: Settings, project: str, digest: str) -> str:
