@@ -26,7 +26,7 @@ from perennial.store.engine import make_engine
 
 PAGES = {"page": "text/html", "card": "text/markdown"}
 FIRST = "ingest/executor_output.json"  # names its run, wherever a launcher put it
-START_S = 300.0
+START_S = 900.0
 SETTLE_S = 900.0
 POLL_S = 0.2
 
