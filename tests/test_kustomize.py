@@ -13,8 +13,9 @@ import yaml
 
 from perennial import events, signing
 from perennial import project as projects
-from perennial.records import DriftReport, FeatureDrift
-from perennial.retrain import service
+from perennial.records import DriftReport, FeatureDrift, Phase, RolloutState
+from perennial.retrain import job, launchers, service
+from perennial.rollout import manifest
 from perennial.settings import Settings
 from tests import policy
 from tests.manifests import (
@@ -297,6 +298,30 @@ def test_the_key_of_the_demo_is_one():
 @pytest.mark.parametrize("document", templates(), ids=policy.name)
 def test_a_server_of_kserve_is_restricted_like_any_pod(document):
     assert [f for pod in policy.pods([document]) for f in policy.restricted(pod)] == []
+
+
+@pytest.mark.parametrize("mode", ["Knative", "Standard"])
+def test_the_servers_that_the_operator_makes_are_restricted_and_fit_the_policies(mode):
+    state = RolloutState(1, "retail", 7, "ab", "s3://b/c", "r", Phase.WISHED, -1, 0, "")
+    place = manifest.Place("perennial", mode, "perennial-serving:1", "s3://b/d", "http://broker")
+
+    made = manifest.render(manifest.load(ROOT, "retail"), state, place)
+
+    [pod] = policy.pods([made])
+    assert policy.restricted(pod) == []
+    assert (pod.account, pod.has_token) == ("serving", False)
+
+
+def test_the_job_that_the_launcher_makes_is_restricted_and_fits_the_policies(settings):
+    asked = launchers.RunRequest(Path("projects/retail.yaml"))
+
+    made = job.manifest(settings, asked, "retail", "retail-1").to_dict()
+
+    [pod] = policy.pods([{"kind": "Job", **made}])
+    labels = made["spec"]["template"]["metadata"]["labels"]
+    assert policy.restricted(pod) == []
+    assert (pod.account, pod.has_token) == ("pipeline-run", False)
+    assert ours("pipeline-run").labels.items() <= labels.items()
 
 
 def test_the_steps_of_the_pipeline_ask_for_restricted_pods():

@@ -264,8 +264,8 @@ def _pod(settings: Settings, request: RunRequest, project: str, run: str) -> dic
         },
         "containers": [_container(settings, request, project, run)],
         "volumes": [
-            {"name": "work", "emptyDir": {}},
-            {"name": "tmp", "emptyDir": {}},
+            {"name": "work", "emptyDir": {"sizeLimit": "10Gi"}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": "2Gi"}},
             {"name": "projects", "configMap": {"name": "projects", "optional": True}},
         ],
     }
