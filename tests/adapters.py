@@ -77,7 +77,7 @@ class TrafficContract:
         """Tests share a bench; each leaves one good revision with all requests."""
         yield
         for extra in set(bench.revisions.names()) - set(bench.traffic.weights()):
-            bench.revisions.stop(extra)
+            self.drive(bench, partial(bench.revisions.stop, extra))
 
     @pytest.fixture
     def stable(self, bench: Bench) -> str:
@@ -125,7 +125,8 @@ class TrafficContract:
     def answers(self, bench: Bench, count: int) -> Counter[str]:
         """Who answered, when everybody must have."""
         said = bench.ask(count)
-        assert {status for status, _ in said} == {200}
+        failed = [answer for answer in said if answer[0] != 200]
+        assert not failed, failed[:5]
         return Counter(name for _, name in said)
 
     @contextmanager
