@@ -17,7 +17,7 @@ SETTINGS = ("PERENNIAL_ARTIFACTS", "PERENNIAL_HOME")
 WORK = "/work"
 PROJECTS = "/opt/perennial/projects"
 LABELS = {
-    "app.kubernetes.io/name": "pipeline-run",
+    "app.kubernetes.io/name": "perennial",
     "app.kubernetes.io/part-of": "perennial",
     "app.kubernetes.io/component": "pipeline-run",
 }
@@ -31,7 +31,7 @@ def placed(task: PipelineTask, cluster: Settings = CLUSTER) -> PipelineTask:
 
     kfp.local takes no notice of any of this.
     """
-    task.set_cpu_request(cluster.run_cpu)
+    task.set_cpu_request(cluster.run_cpu).set_cpu_limit(cluster.run_cpu_limit)
     task.set_memory_request(cluster.run_memory).set_memory_limit(cluster.run_memory)
     # A missing image would leave a run RUNNING for ever.
     kubernetes.set_timeout(task, cluster.step_timeout_s)

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from perennial.retrain import specs
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPONENTS = sorted(p for p in (ROOT / "components").glob("*.py") if not p.stem.startswith("_"))
@@ -197,10 +200,10 @@ def test_every_step_is_bounded_and_may_run_in_a_restricted_namespace(documents):
         assert pod["securityContext"] == {"runAsNonRoot": True}, name
 
 
-def test_every_step_asks_for_what_it_needs_and_gets_no_more_memory(spec):
+def test_every_step_asks_for_what_it_needs_and_is_bounded_as_quotas_want(spec):
     for name, executor in spec["deploymentSpec"]["executors"].items():
         asked = executor["container"]["resources"]
-        assert asked["resourceCpuRequest"] == "1", name
+        assert (asked["resourceCpuRequest"], asked["resourceCpuLimit"]) == ("1", "2"), name
         assert asked["resourceMemoryRequest"] == asked["resourceMemoryLimit"] == "3Gi", name
 
 
@@ -234,3 +237,9 @@ def test_settings_of_a_cluster_reach_the_steps(tmp_path):
     for name, pod in on_kubernetes(made).items():
         assert pod["nodeSelector"]["labels"] == {"pool": "batch", "example.com/disk": "ssd"}, name
         assert pod["activeDeadlineSeconds"] == "900", name
+
+
+def test_what_is_compiled_in_is_what_makes_a_launcher_compile_anew():
+    used = set(re.findall(r"cluster\.(\w+)", (ROOT / "pipelines" / "_cluster.py").read_text()))
+
+    assert set(specs.COMPILED_IN) == used | {"image"}

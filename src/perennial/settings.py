@@ -163,7 +163,10 @@ class Settings(BaseModel):
     ] = "1"
     run_cpu_limit: Annotated[
         str,
-        Field(pattern=r"^\d+(\.\d+)?m?$", description="CPU that the Job of a run may not exceed."),
+        Field(
+            pattern=r"^\d+(\.\d+)?m?$",
+            description="CPU that a run's Job, or each step on KFP, may not exceed.",
+        ),
     ] = "2"
     run_memory: Annotated[
         str,

@@ -13,7 +13,14 @@ from perennial.settings import PREFIX, Settings
 
 SPEC = Path("pipelines") / "training.yaml"
 # The settings that are compiled in; with all others the checked-in file is the right one.
-COMPILED_IN = ("image", "run_cpu", "run_memory", "run_node_selector", "step_timeout_s")
+COMPILED_IN = (
+    "image",
+    "run_cpu",
+    "run_cpu_limit",
+    "run_memory",
+    "run_node_selector",
+    "step_timeout_s",
+)
 
 
 def for_cluster(settings: Settings) -> str:
