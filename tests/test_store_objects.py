@@ -227,6 +227,33 @@ def test_a_bucket_that_is_gone_is_no_empty_folder(s3: str):
         lost.write("x", b"1")
 
 
+class OwnPrefixOnly:
+    """An S3 store whose policy lets list and read below a prefix, and ask for nothing else."""
+
+    def __init__(self, store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str):
+        return getattr(self._store, name)
+
+    def get_file_info(self, what):
+        if isinstance(what, str):
+            raise OSError("AWS Error ACCESS_DENIED during HeadObject operation: No response body.")
+        return self._store.get_file_info(what)
+
+
+@pytest.mark.stores
+def test_rights_below_a_prefix_are_enough(s3: str, tmp_path: Path):
+    folder = Folder(s3)
+    folder._store._s3 = OwnPrefixOnly(folder._store._s3)
+
+    assert (folder.names(), folder.exists("a"), folder.holds("kept")) == ([], False, False)
+
+    folder.keep(some_files(tmp_path / "source"), "kept")
+    assert folder.holds("kept")
+    assert contents(folder.fetch("kept", tmp_path / "copy")) == contents(tmp_path / "source")
+
+
 @pytest.mark.stores
 def test_a_writer_that_is_killed_leaves_no_object(s3: str):
     child = (

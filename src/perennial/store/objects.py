@@ -188,22 +188,28 @@ class _Bucket:
             return bytes(stream.read())
 
     def names(self, below: str) -> list[str]:
-        where = f"{self._root}/{below}".rstrip("/")
-        selector = self._fs.FileSelector(where, recursive=True, allow_not_found=True)
-        found = [i.path for i in self._s3.get_file_info(selector) if i.is_file]
-        if not found:
-            self._require_bucket()
+        found = self._listed(f"{self._root}/{below}".rstrip("/"), recursive=True)
         return [path.removeprefix(f"{self._root}/") for path in found]
 
     def exists(self, name: str) -> bool:
-        found = bool(self._s3.get_file_info(f"{self._root}/{name}").is_file)
+        # By a list: who may list below a prefix only is refused when asking for what is not there.
+        path = f"{self._root}/{name}"
+        return path in self._listed(path.rpartition("/")[0], recursive=False)
+
+    def _listed(self, where: str, *, recursive: bool) -> list[str]:
+        selector = self._fs.FileSelector(where, recursive=recursive, allow_not_found=True)
+        found = self._s3.get_file_info(selector)
         if not found:
             self._require_bucket()
-        return found
+        return [info.path for info in found if info.is_file]
 
     def _require_bucket(self) -> None:
         # A store answers "nothing there" also for a bucket that it does not know, or lost.
-        if self._s3.get_file_info(self._bucket).type == self._fs.FileType.NotFound:
+        try:
+            kind = self._s3.get_file_info(self._bucket).type
+        except OSError:
+            return  # refused: so there is one
+        if kind == self._fs.FileType.NotFound:
             raise OSError(f"there is no bucket {self._bucket}")
 
 
