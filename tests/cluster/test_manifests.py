@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +250,7 @@ def test_the_token_of_a_tenant_does_not_even_read_its_own_secrets(tenants):
 
 
 @pytest.fixture
-def two_roles() -> tuple[str, str]:
+def two_roles() -> Iterator[tuple[str, str]]:
     """URLs of two tenants of one PostgreSQL."""
     admin = os.environ.get("PERENNIAL_TEST_POSTGRES") or pytest.skip(
         "no PostgreSQL: set PERENNIAL_TEST_POSTGRES"
@@ -259,7 +259,11 @@ def two_roles() -> tuple[str, str]:
     for name in names:
         tenant.make(admin, name, f"word-{name}")
     urls = [tenant.state_url(admin, name, f"word-{name}") for name in names]
-    return tuple(url.replace("+psycopg", "") for url in urls)
+    yield tuple(url.replace("+psycopg", "") for url in urls)
+    with psycopg.connect(admin) as connection:
+        for name in names:
+            connection.execute(f"DROP OWNED BY {name}")
+            connection.execute(f"DROP ROLE {name}")
 
 
 def test_the_role_of_one_tenant_reads_nothing_of_another(two_roles):
