@@ -26,7 +26,13 @@ from perennial.serving.wire import Answer, Ask, Refused
 light.package("kserve")
 
 from kserve import model_server  # noqa: E402
-from kserve.errors import InvalidInput  # noqa: E402
+from kserve.errors import (  # noqa: E402
+    InvalidInput,
+    ModelNotFound,
+    ModelNotReady,
+    ServerNotLive,
+    ServerNotReady,
+)
 from kserve.model import Model  # noqa: E402
 from kserve.predictor_config import PredictorConfig  # noqa: E402
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb  # noqa: E402
@@ -45,6 +51,13 @@ _CODES = {
     413: StatusCode.RESOURCE_EXHAUSTED,
     415: StatusCode.INVALID_ARGUMENT,
     503: StatusCode.UNAVAILABLE,
+}
+
+
+_ERRORS: dict[type, StatusCode] = {
+    InvalidInput: StatusCode.INVALID_ARGUMENT,
+    ModelNotFound: StatusCode.NOT_FOUND,
+    **dict.fromkeys((ModelNotReady, ServerNotReady, ServerNotLive), StatusCode.UNAVAILABLE),
 }
 
 
@@ -154,8 +167,27 @@ class Server(model_server.ModelServer):
         )
         rest.create_application()  # type: ignore[no-untyped-call]
         rest.config.app = Door(model_server.app, self.model.name, self.model.infer)
+        if self._kwargs.get("one_port"):
+            either: Any = self._either
+            rest.config.http = either
         _quiet()
         return rest._server
+
+    def _either(self, config: uvicorn.Config, server_state: Any, **more: Any) -> Any:
+        """A connection by which both REST and gRPC may come."""
+        from uvicorn.protocols.http import auto
+
+        from perennial.serving.calls import Calls
+        from perennial.serving.oneport import OnePort, Streams
+
+        service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+        calls = Calls(Servicer(self), service, _ERRORS)
+        app, state = config.loaded_app, server_state
+        plain: Any = auto.AutoHTTPProtocol
+        return OnePort(
+            lambda: plain(config=config, server_state=state, **more),
+            lambda: Streams(app, calls, state.connections, state.tasks),
+        )
 
     async def _live(self, rest: uvicorn.Server, listening: socket.socket) -> None:
         grpc = await self._grpc() if self.enable_grpc else None

@@ -120,6 +120,12 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--segments", default="/tmp/segments", help="Folder for served rows, a path or a URI."
     )
+    parser.add_argument(
+        "--one_port",
+        type=lambda text: text == "true",
+        default=False,
+        help="true: take gRPC on the HTTP port too, over HTTP/2.",
+    )
     parser.add_argument("--sink", default="", help="URL that takes drift events; empty: nobody.")
     parser.add_argument("--key", type=Path, help="File with the key that signs events.")
     return parser

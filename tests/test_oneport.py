@@ -1,0 +1,107 @@
+"""REST and gRPC on one port, as they come through Knative's ingress."""
+
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+import servers
+import tiny
+from test_serving import GRPC, contract, loaded, made, one, predictor  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def front(made, predictor) -> Iterator[servers.Server]:  # noqa: F811
+    python = servers.runtime_python()
+    if subprocess.run([str(python), "-c", "import h2"], capture_output=True).returncode:
+        pytest.skip("the runtime environment has no h2; run 'make env'")
+    server = servers.Server(
+        "transformer",
+        made.parent / "front.log",
+        python,
+        bundle=made,
+        predictor_host=predictor.address,
+        segments=made.parent / "front",
+        revision="v1",
+        one_port="true",
+    )
+    try:
+        yield server.wait_ready()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def streams(front) -> Iterator[httpx.Client]:
+    """A client that speaks HTTP/2 from its first byte."""
+    with httpx.Client(
+        base_url=f"http://{front.address}", http1=False, http2=True, timeout=30
+    ) as client:
+        yield client
+
+
+def test_rest_is_answered_over_both_versions_of_http(front, streams, contract):  # noqa: F811
+    body = one(contract)
+
+    plain = front.infer(body)[1]["outputs"][0]["data"]
+    answer = streams.post("/v2/models/tiny/infer", json=body)
+
+    assert (answer.status_code, answer.http_version) == (200, "HTTP/2")
+    assert answer.json()["outputs"][0]["data"] == plain
+    assert streams.get("/v2/models/tiny/ready").status_code == 200
+    assert streams.get("/metrics").status_code == 200
+    assert streams.post("/v2/models/tiny/infer", json={}).status_code == 400
+
+
+def test_grpc_is_answered_on_the_same_port(front):
+    done = subprocess.run(
+        [servers.runtime_python(), "-c", GRPC, front.address],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert done.returncode == 0, done.stderr
+    separate = subprocess.run(
+        [servers.runtime_python(), "-c", GRPC, f"127.0.0.1:{front.grpc_port}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == separate.stdout
+
+
+def test_many_streams_of_one_connection_are_answered_side_by_side(streams, contract):  # noqa: F811
+    body = one(contract)
+
+    with ThreadPoolExecutor(16) as pool:
+        found = pool.map(lambda _: streams.post("/v2/models/tiny/infer", json=body), range(200))
+
+    assert {answer.status_code for answer in found} == {200}
+
+
+def test_a_body_larger_than_a_window_goes_through(streams, contract):  # noqa: F811
+    body = contract.to_request(tiny.rows(5000), "many")
+
+    answer = streams.post("/v2/models/tiny/infer", json=body)
+
+    assert len(answer.json()["outputs"][0]["data"]) == 5000
+
+
+def test_what_is_no_http_ends_its_connection_only(front, streams):
+    import socket
+
+    with socket.create_connection(("127.0.0.1", front.port)) as strange:
+        strange.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 64)
+        assert strange.recv(1 << 16)
+
+    assert streams.get("/v2/health/live").status_code == 200
+
+
+def test_nothing_of_http2_is_imported_unless_it_is_asked_for():
+    source = (Path(__file__).parents[1] / "src/perennial/serving/host.py").read_text()
+
+    head = source.split("class HostedModel")[0]
+    assert "oneport" not in head and "h2" not in head
