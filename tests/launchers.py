@@ -53,15 +53,6 @@ class LauncherContract:
         assert finished.body["state"] == "failed"
         assert REASON in finished.body["reason"]
 
-    def test_a_request_with_a_known_key_means_the_run_of_the_first(self, bench):
-        if not bench.launcher.outlives:
-            pytest.skip("runs of this launcher end with it: its caller knows what was run")
-
-        first = bench.launcher.run(bench.ask(WELL, "event 1"))
-
-        assert bench.launcher.run(bench.ask(WELL, "event 1")) == first
-        assert len(bench.ledger.entries(bench.project, "run.started")) == 1
-
     def test_stopping_ends_the_wait_and_the_run_unless_it_outlives_its_launcher(self, bench):
         ends = _in_thread(lambda: bench.launcher.run(bench.ask(LONG, "event 1")))
         assert eventually(bench.goes_on), "no step began"
@@ -73,6 +64,18 @@ class LauncherContract:
         assert bench.ledger.entries(bench.project, "run.finished") == []
         outlives = bench.launcher.outlives
         assert bench.goes_on() if outlives else eventually(lambda: not bench.goes_on())
+
+
+class OutlivingContract(LauncherContract):
+    """Tests of a launcher whose runs go on without it, and so are found again by their key."""
+
+    def test_a_request_with_a_known_key_means_the_run_of_the_first(self, bench):
+        assert bench.launcher.outlives
+
+        first = bench.launcher.run(bench.ask(WELL, "event 1"))
+
+        assert bench.launcher.run(bench.ask(WELL, "event 1")) == first
+        assert len(bench.ledger.entries(bench.project, "run.started")) == 1
 
 
 def eventually(happened: Callable[[], bool], seconds: float = 60) -> bool:

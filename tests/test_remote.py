@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from kfp_backend import STEPS, FakeKfp, FakeRun, serving
-from launchers import LONG, REASON, WELL, WRONG, LauncherContract
+from launchers import LONG, REASON, WELL, WRONG, OutlivingContract
 
 from perennial.errors import RunFailed, Unavailable
 from perennial.ledger import Ledger
@@ -116,7 +116,7 @@ class KfpBench:
         return any("RUNNING" in run.done.values() for run in self._fake.runs.values())
 
 
-class TestKfpLauncher(LauncherContract):
+class TestKfpLauncher(OutlivingContract):
     @pytest.fixture
     def bench(self, cluster: Settings, fake: FakeKfp, ledger: Ledger) -> KfpBench:
         return KfpBench(launching(cluster), fake, ledger)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import tiny
 import yaml
-from launchers import LONG, WELL, WRONG, LauncherContract, eventually
+from launchers import LONG, WELL, WRONG, OutlivingContract, eventually
 from lightkube.models.meta_v1 import Status
 from lightkube.resources.batch_v1 import Job
 from lightkube.resources.core_v1 import Event, Pod
@@ -343,7 +343,7 @@ class Node:
         return "Running" if code is None else "Failed" if code else "Succeeded"
 
 
-class TestJobLauncher(LauncherContract):
+class TestJobLauncher(OutlivingContract):
     @pytest.fixture
     def bench(self, pod: Pods) -> Iterator[Node]:
         node = Node(pod)
