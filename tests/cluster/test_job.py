@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from lightkube import Client, KubeConfig
 from lightkube.config.models import User
+from sqlalchemy import Engine
 
 from perennial import kube
 from perennial.errors import RunFailed, Unavailable
@@ -68,9 +70,18 @@ class Tenant:
         name = found[-1]["metadata"]["name"] if found else "none"
         return self.kubectl.run("logs", "-n", self.space, name, check=False).stdout
 
+    @contextmanager
+    def engine(self) -> Iterator[Engine]:
+        found = make_engine(self.settings.state_url)
+        try:
+            yield found
+        finally:
+            found.dispose()
+
     def kinds(self, run: str) -> list[str]:
-        ledger = Ledger(make_engine(self.settings.state_url))
-        return [e.kind for e in ledger.entries("retail") if e.body.get("run") == run]
+        with self.engine() as engine:
+            entries = Ledger(engine).entries("retail")
+        return [e.kind for e in entries if e.body.get("run") == run]
 
     def _made(self, kind: str, name: str, **body: Any) -> Document:
         meta = {"name": name, "namespace": self.space}
@@ -170,7 +181,8 @@ def test_a_run_survives_its_launcher_and_its_pod_and_no_step_is_done_twice(tenan
     assert [kinds.count(k) for k in ("run.started", "gate", "registered", "run.finished")] == [
         1
     ] * 4
-    (version,) = versions.all_versions(make_engine(tenant.settings.state_url), "retail")
+    with tenant.engine() as engine:
+        (version,) = versions.all_versions(engine, "retail")
     assert version.run_id == run
     assert launcher.run(ask("event 1")) == result
 
