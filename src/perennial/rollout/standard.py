@@ -84,7 +84,7 @@ class StandardRevisions:
         self._traffic = traffic
         self._serving = serving
         self._labels: dict[str, Any] = {manifest.PROJECT: project}
-        self._http = httpx.Client(timeout=PROBE_S, trust_env=False)
+        self._http = httpx.Client(timeout=PROBE_S, trust_env=False, verify=False)
 
     def names(self) -> tuple[str, ...]:
         with kube.asking(f"listing InferenceServices of {self._project}"):
