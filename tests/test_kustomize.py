@@ -110,14 +110,14 @@ IN_STANDARD = """
 DEV = """
     retraining > kube-api:443
     operator retraining pipeline-run kfp-run migrate > dev-postgres:5432
-    operator retraining pipeline-run kfp-run serving > dev-s3:9000
+    retraining pipeline-run kfp-run serving > dev-s3:9000
 """
 OWN = """
     retraining > kfp:8888
     kfp-driver kfp-run > kfp:8887 kfp:8888 kube-api:443
     prometheus > serving:8080
     operator retraining pipeline-run kfp-run migrate > database:5432 other-postgres:5432
-    operator retraining pipeline-run kfp-run serving > world:443 kube-api:443
+    retraining pipeline-run kfp-run serving > world:443 kube-api:443
 """
 EDGES = {
     "demo": BASE + IN_KNATIVE + DEV,
