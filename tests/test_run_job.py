@@ -561,7 +561,8 @@ def test_a_job_between_two_pods_is_given_its_time(launcher, api, settings, folde
 def test_a_pod_that_runs_is_given_its_time(launcher, api, settings, folder):
     name = job.run_id("tiny", "event 1")
     api.jobs[name] = job.manifest(settings, ask(folder), "tiny", name)
-    watch = job._Watch(settings, api, name, Story(settings, "tiny", name), None)  # type: ignore[arg-type]
+    hasty = settings.model_copy(update={"run_start_s": 0})
+    watch = job._Watch(hasty, api, name, Story(settings, "tiny", name), None)  # type: ignore[arg-type]
     api.pods = [pod_that({"running": {}}, "Running")]
 
     assert watch._look(impatient=False) is None
