@@ -15,7 +15,8 @@ from kfp_backend import FakeKfp, serving
 
 from perennial.errors import BadInput, Unavailable
 from perennial.retrain import backend as backends
-from perennial.retrain.backend import Backend, Refused, Wanted
+from perennial.retrain.answers import Wanted
+from perennial.retrain.backend import Backend, Refused
 from perennial.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]

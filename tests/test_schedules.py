@@ -9,7 +9,8 @@ from kfp_backend import FakeKfp, serving
 
 from perennial.errors import Unavailable
 from perennial.retrain import schedules
-from perennial.retrain.backend import Backend, Wanted
+from perennial.retrain.answers import Wanted
+from perennial.retrain.backend import Backend
 from perennial.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,8 @@ from perennial import project as projects
 from perennial.errors import BadInput
 from perennial.local import folders, look, spec, summary
 from perennial.retrain import choice
-from perennial.retrain.backend import Backend, Run
+from perennial.retrain.answers import Run
+from perennial.retrain.backend import Backend
 from perennial.retrain.launchers import Launcher, RunRequest, RunResult, short_name
 from perennial.settings import Settings
 

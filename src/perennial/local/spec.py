@@ -11,7 +11,8 @@ from perennial import project
 from perennial.errors import BadInput
 from perennial.local import folders
 from perennial.retrain import cron, launchers, runs, schedules, specs
-from perennial.retrain.backend import Backend, Uploaded, Wanted
+from perennial.retrain.answers import Uploaded, Wanted
+from perennial.retrain.backend import Backend
 from perennial.settings import Settings
 from perennial.store.engine import make_engine
 

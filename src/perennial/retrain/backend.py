@@ -1,4 +1,4 @@
-"""How is a KFP backend asked, and what does its answer mean?
+"""How is a KFP backend asked, and what does its refusal mean in one sentence?
 
 Known of the real one (2.17.0), and the reason for much that is here: a run's end tells no reason,
 its log is at an address of an older API, terminating ends in FAILED, a missing image stays RUNNING
@@ -6,12 +6,9 @@ for ever, and a recurring run cannot be changed.
 """
 
 import json
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
@@ -21,17 +18,12 @@ import urllib3
 import yaml
 
 from perennial.errors import BadInput, PerennialError, Unavailable
+from perennial.retrain import answers
+from perennial.retrain.answers import Recurring, Run, Task, Uploaded, Wanted
 from perennial.settings import Settings, in_pod
 
 TIMEOUT_S = (5.0, 60.0)  # to connect, to answer
 PAGE = 100
-SUCCEEDED, FAILED, RUNNING, PENDING = "SUCCEEDED", "FAILED", "RUNNING", "PENDING"
-ENDED = (SUCCEEDED, FAILED, "CANCELED", "SKIPPED")
-# Nodes of the engine that are no step of ours: drivers, graphs, conditions, exit hooks.
-_INNER = re.compile(
-    r"root|.*-driver|executor.*|exit-handler-\d+|exit-hook-.*|condition-.*|.*\.onExit"
-)
-_NEVER = datetime.max.replace(tzinfo=UTC)
 _POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _NO_HOST = "http://localhost"  # what kfp falls back to when it found nothing
 _REMEDY = (
@@ -46,98 +38,6 @@ class Refused(BadInput):
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
         self.status = status
-
-
-@dataclass(frozen=True)
-class Task:
-    """One node of a run's graph, as the backend shows it."""
-
-    name: str
-    state: str
-    children: tuple[str, ...]  # node ids, by which a log is found
-    begun_at: datetime | None
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run; the backend keeps no word on why it failed."""
-
-    id: str
-    name: str
-    state: str
-    states: tuple[str, ...]  # all that it went through
-    parameters: dict[str, Any]
-    created_at: datetime
-    finished_at: datetime | None
-    tasks: tuple[Task, ...]
-
-    @property
-    def ended(self) -> bool:
-        return self.state in ENDED
-
-    @property
-    def terminated(self) -> bool:
-        return "CANCELING" in self.states
-
-    @property
-    def project(self) -> str:
-        """The project's name, by the place that its file has on a cluster."""
-        return Path(str(self.parameters.get("project", ""))).stem
-
-    @property
-    def steps(self) -> tuple[Task, ...]:
-        """The steps that a person knows, in the order in which they began."""
-        graphs = {child.rsplit("-", 1)[0] for task in self.tasks for child in task.children}
-        known = [t for t in self.tasks if not _INNER.fullmatch(t.name) and t.name not in graphs]
-        return tuple(sorted(known, key=lambda task: task.begun_at or _NEVER))
-
-    @property
-    def failed(self) -> tuple[Task, ...]:
-        return tuple(task for task in self.steps if task.state == FAILED)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a recurring run should be."""
-
-    name: str
-    cron: str
-    pipeline: str
-    version: str
-    parameters: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Recurring:
-    """A recurring run as it is."""
-
-    id: str
-    name: str
-    enabled: bool
-    cron: str
-    pipeline: str
-    version: str
-    parameters: dict[str, Any]
-    alone: bool  # one run at a time, and missed ones are not made up for
-    service_account: str
-
-    def is_as(self, wanted: Wanted, service_account: str) -> bool:
-        """Is there nothing to change?"""
-        has = (self.name, self.cron, self.pipeline, self.version, self.parameters)
-        wants = (wanted.name, wanted.cron, wanted.pipeline, wanted.version, wanted.parameters)
-        good = self.enabled and self.alone and self.service_account == service_account
-        return good and has == wants
-
-
-@dataclass(frozen=True)
-class Uploaded:
-    """A version of a pipeline that the backend has."""
-
-    pipeline: str
-    version: str
-    name: str
-    new: bool
 
 
 class Backend:
@@ -200,13 +100,13 @@ class Backend:
 
     def run(self, run: str) -> Run:
         """One run with its tasks. Raises Refused when there is none of this id."""
-        return _run(self._call("_run_api", "run_service_get_run", run))
+        return answers.run(self._call("_run_api", "run_service_get_run", run))
 
     def runs(self, experiment: str = "", **equal: str) -> Iterator[Run]:
         """Runs, newest first, whose fields are equal to what is given."""
         where = {"experiment_id": experiment} if experiment else self._within
         yield from map(
-            _run,
+            answers.run,
             self._pages("_run_api", "run_service_list_runs", "runs", **where, **_filter(equal)),
         )
 
@@ -256,7 +156,7 @@ class Backend:
             experiment_id=experiment,
             **_filter({"display_name": name}),
         )
-        return [_recurring(one) for one in found]
+        return [answers.recurring(one) for one in found]
 
     def enable(self, recurring: str, on: bool) -> None:
         """Let a recurring run fire, or not."""
@@ -482,49 +382,3 @@ def _filter(equal: dict[str, str]) -> dict[str, str]:
         {"operation": "EQUALS", "key": key, "string_value": value} for key, value in equal.items()
     ]
     return {"filter": json.dumps({"predicates": predicates})}
-
-
-def _run(raw: Any) -> Run:
-    details = raw.run_details.task_details if raw.run_details else None
-    return Run(
-        id=raw.run_id,
-        name=raw.display_name or "",
-        state=raw.state or "",
-        states=tuple(s.state for s in raw.state_history or []),
-        parameters=(raw.runtime_config.parameters or {}) if raw.runtime_config else {},
-        created_at=raw.created_at,
-        finished_at=_moment(raw.finished_at),
-        tasks=tuple(_task(t) for t in details or []),
-    )
-
-
-def _moment(at: datetime | None) -> datetime | None:
-    """A time that the backend knows; 1970 stands for none."""
-    return at if at and at.year > 1970 else None
-
-
-def _task(raw: Any) -> Task:
-    begun, over = _moment(raw.start_time), _moment(raw.end_time)
-    return Task(
-        name=raw.display_name or "",
-        state=raw.state or "",
-        children=tuple(c.pod_name for c in raw.child_tasks or [] if c.pod_name),
-        begun_at=begun,
-        seconds=(over - begun).total_seconds() if begun and over else None,
-    )
-
-
-def _recurring(raw: Any) -> Recurring:
-    reference = raw.pipeline_version_reference
-    cron = raw.trigger.cron_schedule if raw.trigger else None
-    return Recurring(
-        id=raw.recurring_run_id,
-        name=raw.display_name or "",
-        enabled=raw.status == "ENABLED",
-        cron=(cron.cron or "") if cron else "",
-        pipeline=(reference.pipeline_id or "") if reference else "",
-        version=(reference.pipeline_version_id or "") if reference else "",
-        parameters=(raw.runtime_config.parameters or {}) if raw.runtime_config else {},
-        alone=str(raw.max_concurrency) == "1" and bool(raw.no_catchup),
-        service_account=raw.service_account or "",
-    )

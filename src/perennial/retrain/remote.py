@@ -15,7 +15,8 @@ from perennial import project as projects
 from perennial.errors import PerennialError, RunFailed, Unavailable
 from perennial.ledger import Ledger
 from perennial.retrain import specs
-from perennial.retrain.backend import SUCCEEDED, Backend, Run, Task, read_spec
+from perennial.retrain.answers import SUCCEEDED, Run, Task
+from perennial.retrain.backend import Backend, read_spec
 from perennial.retrain.launchers import Progress, RunRequest, RunResult
 from perennial.retrain.story import Story
 from perennial.settings import Settings

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from perennial.errors import Unavailable
-from perennial.retrain.backend import Backend, Recurring, Wanted
+from perennial.retrain.answers import Recurring, Wanted
+from perennial.retrain.backend import Backend
 
 Progress = Callable[[str], None]
 POLL_S = 2.0
