@@ -86,7 +86,7 @@ def newest(engine: Engine) -> dict[str, int]:
     """How far each project's rollouts are, as a number that changes with every new one."""
     query = select(rollouts.c.project, func.max(rollouts.c.id)).group_by(rollouts.c.project)
     with reading(engine) as connection:
-        return {project: number for project, number in connection.execute(query)}
+        return dict(connection.execute(query).tuples().all())
 
 
 def manifest(engine: Engine, rollout_id: int) -> str:
