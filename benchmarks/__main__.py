@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import latency, startup, whole
+from benchmarks import cluster, latency, operator, startup, whole
 from benchmarks.measure import ROOT, Figure
 
 PAGE = ROOT / "BENCHMARKS.md"
@@ -23,7 +23,7 @@ Measured by `make bench` on one machine, newest first. Targets are for 2 cores.
 def main() -> int:
     """Run the benches asked for; exit 1 if a target was missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("only", nargs="*", help="startup, retraining, loop, nothing, latency")
+    parser.add_argument("only", nargs="*", help="startup, retraining, loop, nothing, latency, operator, cluster")
     only = parser.parse_args().only
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as scratch:
         benches = _benches(Path(sys.executable).parent, Path(scratch))
@@ -45,6 +45,8 @@ def _benches(bin_folder: Path, scratch: Path) -> dict[str, Callable[[], list[Fig
         "loop": lambda: whole.loop(scratch / "loop"),
         "nothing": lambda: whole.nothing(scratch / "nothing"),
         "latency": lambda: latency.figures(bin_folder, scratch / "latency"),
+        "operator": lambda: operator.figures(scratch / "operator"),
+        **({"cluster": cluster.figures} if os.environ.get("KUBECONFIG") else {}),
     }
 
 

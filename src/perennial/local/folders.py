@@ -33,7 +33,8 @@ def project_folder(settings: Settings, text: str) -> Path:
 
 def replay_settings(settings: Settings) -> Settings:
     """The same settings with state folders of replays, apart from those of served projects."""
-    return settings.model_copy(update={"home": settings.home / REPLAYS})
+    ours = {"home": settings.home / REPLAYS, "state_url": "", "artifacts": ""}
+    return settings.model_copy(update=ours)
 
 
 def state(settings: Settings, text: str) -> StateFolder:

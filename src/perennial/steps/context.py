@@ -20,7 +20,7 @@ from perennial.store.engine import make_engine
 
 FAILED = "step.failed"  # ledger kind: {run, step, reason}; the exit handler tells it again
 LOCK = Path("locks") / "core.txt"
-STEP_S = 3600.0  # longest time that a step may take before its run counts as gone
+BEYOND = 1.5  # times the limit of a step, for pods to come up: then a run counts as gone
 CODE = ("src", "components", "pipelines", "feature_repo")
 
 
@@ -61,7 +61,7 @@ def opened(step: str, project: str, run: str, trigger: str = "") -> Iterator[Con
     ledger = Ledger(engine)
     now = datetime.now(UTC)
     try:
-        _hold(engine, found.name, run, trigger, now)
+        _hold(settings, engine, found.name, run, trigger, now)
         yield Context(settings, found, folder, state, engine, ledger, run, now)
     except Exception as exc:
         body = {"run": run, "step": step, "reason": reason(exc)}
@@ -76,14 +76,16 @@ def lease_of_runs(project: str) -> str:
     return f"run:{project}"
 
 
-def _hold(engine: Engine, project: str, run: str, trigger: str, now: datetime) -> None:
+def _hold(
+    settings: Settings, engine: Engine, project: str, run: str, trigger: str, now: datetime
+) -> None:
     """Take the lease in the first step, keep it in the later ones."""
     name, moment = lease_of_runs(project), now.timestamp()
     held = lease.holder(engine, name, moment)
     # Whoever started this run may hold the lease for it, under the name of the trigger.
     if held == trigger or (not trigger and held != run):
         return
-    other = lease.hold(engine, name, run, STEP_S, moment)
+    other = lease.hold(engine, name, run, BEYOND * settings.step_timeout_s, moment)
     if other != run:
         raise RunFailed(f"another run of {project} goes on ({other}); start this one when it ended")
 
