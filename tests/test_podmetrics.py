@@ -96,6 +96,15 @@ def test_a_pod_that_vanished_or_began_anew_is_missing_data(pods, evidence, after
     assert evidence.look("1.0", "v2", "v1").canary is None
 
 
+def test_pods_that_stay_away_stay_missing_while_they_have_a_share(pods, evidence):
+    evidence.look("1.0", "v2", "v1")
+    pods.pages["v2"] = {}
+
+    found = [evidence.look("1.0", "v2", "v1").canary for _ in range(3)]
+
+    assert found == [None, None, None]
+
+
 def test_a_revision_without_a_share_may_have_no_pods(pods, evidence):
     pods.shares = {"v2": 100}
     pods.pages["v1"] = {}
