@@ -62,6 +62,7 @@ lock: .venv/.ready ## Resolve all environments anew into locks/ (with hashes, wi
 	@$(EXPORT) --extra runtime --no-default-groups -o locks/runtime.txt
 	@$(COMPILE) --upgrade locks/tools.in -o locks/tools.txt
 	@$(COMPILE) --upgrade locks/peers.in -o locks/peers.txt
+	@$(COMPILE) --upgrade locks/stores.in -o locks/stores.txt
 	@! grep -n '://' locks/*.txt
 
 spec: env ## Compile pipelines/training.py into pipelines/training.yaml

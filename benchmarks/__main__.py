@@ -23,7 +23,9 @@ Measured by `make bench` on one machine, newest first. Targets are for 2 cores.
 def main() -> int:
     """Run the benches asked for; exit 1 if a target was missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("only", nargs="*", help="startup, retraining, loop, nothing, latency, operator, cluster")
+    parser.add_argument(
+        "only", nargs="*", help="startup, retraining, loop, nothing, latency, operator, cluster"
+    )
     only = parser.parse_args().only
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as scratch:
         benches = _benches(Path(sys.executable).parent, Path(scratch))

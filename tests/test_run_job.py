@@ -250,11 +250,15 @@ def test_steps_of_another_image_are_done_anew(pod, monkeypatch):
 
 def test_a_record_that_names_a_folder_outside_is_not_followed(tmp_path):
     store = Folder(tmp_path / "store")
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "passwd").write_text("x")
+    store.keep(tmp_path / "evil", "files/../etc")
     store.write("done/a.json", json.dumps({"x": {"uri": f"{tmp_path}/root/../etc/passwd"}}))
 
     steps = inpod.Steps(tmp_path / "root", store)
 
     assert steps.fetch() == 0
+    assert not (tmp_path / "etc").exists()
 
 
 def test_a_record_goes_to_the_store_after_its_files(tmp_path):

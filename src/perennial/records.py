@@ -138,6 +138,7 @@ class Version:
         """``v7 (1f0c92aa)``: how every table and report calls it."""
         return f"{self.label} ({self.short})"
 
+
 # Fine enough that a p95 between two bounds is off by a few percent only.
 LATENCY_BOUNDS_MS = (
     *(1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 18, 22, 27, 33, 40, 50, 60, 75, 90, 110, 135, 165, 200),
