@@ -230,6 +230,9 @@ def test_who_lost_the_lease_moves_nothing(world):
 def test_an_edit_is_told_once_in_ledger_and_resource(world):
     world.wish(1)
     world.turn(6)
+    world.place().revisions.refused = "no"
+    world.wish(2)
+    world.turn(6)
     world.edit(1)
     world.turn(1)
     world.place().edits = ["spec.predictor.maxReplicas is 3, applied was 1"]

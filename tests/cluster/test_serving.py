@@ -77,11 +77,21 @@ def state_of(folder: Path, uri: str, version: int, digest: str) -> RolloutState:
 
 
 @pytest.fixture(scope="module")
+def monkeypatch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
 def served(
-    kubectl: Any, spaces: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+    kubectl: Any,
+    spaces: Callable[[str], str],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Served]:
     namespace, folder = spaces("serving"), tmp_path_factory.mktemp("bundle")
     digest = tiny.bundle(folder)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", S3)
     make_bucket()
     uri = Folder(f"s3://{BUCKET}/tiny/bundles").keep(folder, digest.removeprefix("sha256:"))
     kubectl.apply(secrets(), "-n", namespace)

@@ -185,9 +185,10 @@ class Reconciler:
         log.warning("project=%s was edited from outside: %s", project, "; ".join(found) or "undone")
 
     def _show(self, project: str, desk: Desk, before: RolloutState | None) -> None:
-        """Tell of what moved, and of the newest: there people look."""
+        """Tell of what moved, of the newest and of what serves: there people look."""
         history = rollouts.history(self._engine, project)
-        moved = {r.id for r in (before, plan.newest_over(history)) if r}
+        serving = rollouts.serving(self._engine, project)
+        moved = {r.id for r in (before, serving, plan.newest_over(history)) if r}
         for state in history:
             if not state.phase.over or state.id in moved:
                 self._show_one(state, desk, history)
