@@ -39,13 +39,12 @@ def bundle_folder(text: str) -> Path:
         return Path(text)
     into = Path(tempfile.mkdtemp(prefix="bundle-")) / name
     limit = time.monotonic() + FETCH_S
-    while True:
+    while time.monotonic() < limit:
         try:
             return Folder(parent).fetch(name, into)
         except Unavailable:
-            if time.monotonic() > limit:
-                raise
             time.sleep(_PAUSE_S)
+    return Folder(parent).fetch(name, into)
 
 
 def guarded(main: Callable[[], int]) -> int:
