@@ -86,3 +86,13 @@ def test_a_run_whose_launcher_holds_the_lease_goes_on_under_it(settings, project
         pass
 
     assert holder(settings) == "event-1"
+
+
+def test_the_next_step_takes_the_lease_over_when_the_launcher_fell_silent(settings, project):
+    engine = make_engine(settings.state("tiny").url)
+    lease.acquire(engine, "run:tiny", "event-1", 0.01, datetime.now(UTC).timestamp() - 1)
+
+    with context.opened("train", project, "run-1"):
+        pass
+
+    assert holder(settings) == "run-1"

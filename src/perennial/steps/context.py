@@ -82,12 +82,12 @@ def _hold(
     """Take the lease in the first step, keep it in the later ones."""
     name, moment = lease_of_runs(project), now.timestamp()
     held = lease.holder(engine, name, moment)
-    # Whoever started this run may hold the lease for it, under the name of the trigger.
-    if held == trigger or (not trigger and held != run):
-        return
-    other = lease.hold(engine, name, run, BEYOND * settings.step_timeout_s, moment)
-    if other != run:
-        raise RunFailed(f"another run of {project} goes on ({other}); start this one when it ended")
+    # Whoever started this run may hold the lease for it, under the name of the trigger; should
+    # that one fall silent, the next step takes it over.
+    if held in (None, run):
+        held = lease.hold(engine, name, run, BEYOND * settings.step_timeout_s, moment)
+    if trigger and held not in (trigger, run):
+        raise RunFailed(f"another run of {project} goes on ({held}); start this one when it ended")
 
 
 def find(settings: Settings, project: str) -> Path:
