@@ -221,7 +221,8 @@ def main() -> int:
     args = _parser().parse_args()
     settings = Settings.load()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for chatty in ("uvicorn", "httpx", "httpx2"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         _check_host(settings, args.host)
         _run(settings, args.project, args.source, listen(args.host, args.port))
