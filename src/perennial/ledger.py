@@ -337,7 +337,8 @@ def _result(result: dict[str, Any]) -> str:
 
 def _step(body: dict[str, Any]) -> str:
     requests = body.get("canary_requests")
-    seen = f" ({requests:,} canary requests)" if requests is not None else ""
+    on = f" on {body['revision']}" if body.get("revision") else ""
+    seen = f" ({requests:,} canary requests{on})" if requests is not None else ""
     return f"{body['weight']:>3} %  {body['verdict']}: {body['reason']}{seen}"
 
 

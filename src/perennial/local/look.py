@@ -53,11 +53,10 @@ def _status(view: View) -> dict[str, Any]:
     open_one = rollouts.open_rollout(view.engine, view.name)
     decisions = summary.decisions(entries)
     runs = summary.runs(entries)
-    pid = processes.stack_pid(view.state.stack)
     drifted = [e.body for e in entries if e.kind == "event.received"]
     return {
         "project": view.name,
-        "stack": f"running, pid {pid}" if pid else "stopped",
+        "stack": _stack_line(view.state),
         "serving": _named(serving) or "nothing yet",
         "previous": _named(previous) or "none",
         "rollout": _rollout_line(open_one),
@@ -70,6 +69,13 @@ def _status(view: View) -> dict[str, Any]:
         f" {sum(e.kind == 'promoted' for e in entries)} promotions",
         "state": str(view.state.root),
     }
+
+
+def _stack_line(state: StateFolder) -> str:
+    if state.database_url:
+        return "on a cluster; its pods are what kubectl tells"
+    pid = processes.stack_pid(state.stack)
+    return f"running, pid {pid}" if pid else "stopped"
 
 
 def _named(state: RolloutState | None) -> str | None:
