@@ -96,3 +96,35 @@ def test_the_next_step_takes_the_lease_over_when_the_launcher_fell_silent(settin
         pass
 
     assert holder(settings) == "run-1"
+
+
+def started(settings: Settings, run: str, trigger: str) -> Ledger:
+    ledger = Ledger(make_engine(settings.state("tiny").url))
+    body = {"run": run, "trigger": trigger}
+    now = datetime.now(UTC)
+    ledger.append("run.started", project="tiny", subject=run, body=body, now=now)
+    return ledger
+
+
+def test_a_copy_of_a_run_that_goes_on_does_not_pass_for_it(settings, project):
+    started(settings, "run-1", "event-1")
+    engine = make_engine(settings.state("tiny").url)
+    lease.acquire(engine, "run:tiny", "event-1", 60.0, datetime.now(UTC).timestamp())
+
+    with (
+        pytest.raises(RunFailed, match=r"another run of tiny goes on \(run-1\)"),
+        context.opened("ingest", project, "run-2", trigger="event-1"),
+    ):
+        pytest.fail("the copy went on")
+
+
+def test_how_the_other_runs_of_a_trigger_ended(settings):
+    ledger = started(settings, "run-1", "event-1")
+    for run in ("run-2", "run-3"):
+        started(settings, run, "event-1")
+    body = {"run": "run-2", "state": "failed", "reason": ""}
+    now = datetime.now(UTC)
+    ledger.append("run.finished", project="tiny", subject="run-2", body=body, now=now)
+
+    assert context.ends(ledger, "tiny", "run-3", "event-1") == {"run-1": None, "run-2": "failed"}
+    assert context.ends(ledger, "tiny", "run-3", "") == {}

@@ -150,6 +150,25 @@ def test_a_write_that_breaks_off_leaves_no_half_file(
     assert not (settings.state("days").root / "state.db").exists(), "the run counts as started"
 
 
+def test_a_copy_of_a_run_that_an_event_brought_stands_as_by_hand(settings: Settings, folder: Path):
+    engine = make_engine(settings.state("days").url)
+    ledger = Ledger(engine)
+
+    def tell(kind: str, subject: str, **body: str) -> None:
+        ledger.append(kind, project="days", subject=subject, body=body, now=NOW)
+
+    tell("decision", "e1", event_id="e1")
+    tell("run.started", "r0", run="r0", trigger="e1")
+    tell("run.finished", "r0", run="r0", state="lost", reason="")
+    take(settings, folder, None)
+    tell("run.finished", "r0", run="r0", state="succeeded", reason="")
+    take(settings, folder, None)
+
+    told = [e.body["trigger"] for e in ledger.entries("days", "run.started")]
+    engine.dispose()
+    assert told == ["e1", "e1", "by hand, as for e1"]
+
+
 def test_the_ledger_says_what_the_run_began_with(settings: Settings, folder: Path):
     taken, _ = take(settings, folder, START + timedelta(days=20))
 

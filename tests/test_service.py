@@ -212,7 +212,7 @@ def test_a_timer_makes_the_worker_look_again_at_what_had_to_wait(
     assert waiting == [events.SCHEDULE], "a flood within a minute is one"
     told = Ledger(engine).entries("churn", "decision")
     assert [e.body["action"] for e in told] == ["retrain"]
-    assert [e.body["source"] for e in told] == ["schedule"]
+    assert [e.body["source"] for e in told] == ["schedule/churn"]
 
 
 def test_an_event_that_came_too_late_is_written_down_once(client: TestClient, engine: Engine):
@@ -255,10 +255,15 @@ def test_one_service_keeps_the_events_of_several_projects_apart(
     )
     app = service.Service(inbox, {"churn": worker, "bank": other}, KEY, lambda: NOW).app()
     with TestClient(app) as client:
+        client.post("/schedule", content=b"{}")
+        ticks = [Inbox(engine, name).pending()[0][1].subject for name in ("churn", "bank")]
+        for name in ("churn", "bank"):
+            Inbox(engine, name).settle(Inbox(engine, name).pending()[0][0], "seen")
         post(client, replace(loop.event(0, NOW), subject="bank"))
         told = client.get("/status").json()
         stranger = post(client, replace(loop.event(0, NOW), subject="elec"))
 
+    assert ticks == ["churn", "bank"], "a timer means each project"
     assert told["bank"]["pending"] == 1
     assert Inbox(engine, "churn").pending() == []
     assert stranger.status_code == 400

@@ -55,7 +55,7 @@ def schedule_event(project: str, now: datetime) -> Event:
     """It is time to look again at what was decided; the same moment has the same id."""
     return Event(
         id=now.astimezone(UTC).isoformat(timespec="seconds"),
-        source="schedule",
+        source=f"schedule/{project}",
         type=SCHEDULE,
         subject=project,
         time=now,

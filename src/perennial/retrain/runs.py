@@ -13,14 +13,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from perennial.errors import PerennialError, Unavailable
 from perennial.ledger import Entry, Ledger
-from perennial.steps.context import lease_of_runs
+from perennial.steps.context import LOST, lease_of_runs
 from perennial.store import lease
 
 log = logging.getLogger(__name__)
 
 # A trigger whose run was cut off is started again, but not for ever.
 STARTS = 3
-LOST = "lost"
 _POLL_S = 0.2
 
 

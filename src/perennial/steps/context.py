@@ -18,6 +18,7 @@ from perennial.settings import Settings, StateFolder
 from perennial.store import files, lease
 from perennial.store.engine import make_engine
 
+LOST = "lost"  # end of a run that nobody saw end; its trigger may have another
 FAILED = "step.failed"  # ledger kind: {run, step, reason}; the exit handler tells it again
 LOCK = Path("locks") / "core.txt"
 BEYOND = 1.5  # times the limit of a step, for pods to come up: then a run counts as gone
@@ -61,8 +62,9 @@ def opened(step: str, project: str, run: str, trigger: str = "") -> Iterator[Con
     ledger = Ledger(engine)
     now = datetime.now(UTC)
     try:
-        _hold(settings, engine, found.name, run, trigger, now)
-        yield Context(settings, found, folder, state, engine, ledger, run, now)
+        ctx = Context(settings, found, folder, state, engine, ledger, run, now)
+        _hold(ctx, trigger)
+        yield ctx
     except Exception as exc:
         body = {"run": run, "step": step, "reason": reason(exc)}
         ledger.append(FAILED, project=found.name, subject=run, body=body, now=now)
@@ -76,18 +78,34 @@ def lease_of_runs(project: str) -> str:
     return f"run:{project}"
 
 
-def _hold(
-    settings: Settings, engine: Engine, project: str, run: str, trigger: str, now: datetime
-) -> None:
+def ends(ledger: Ledger, project: str, run: str, trigger: str) -> dict[str, str | None]:
+    """How the other runs of a trigger ended, None while they go on."""
+    started = [e for e in ledger.entries(project, "run.started") if e.subject != run]
+    mine = [e.subject for e in started if trigger and e.body["trigger"] == trigger]
+    found: dict[str, str | None] = {}
+    for other in mine:
+        told = ledger.entries(project, "run.finished", other)
+        found[other] = str(told[-1].body["state"]) if told else None
+    return found
+
+
+def _hold(ctx: Context, trigger: str) -> None:
     """Take the lease in the first step, keep it in the later ones."""
-    name, moment = lease_of_runs(project), now.timestamp()
-    held = lease.holder(engine, name, moment)
+    name, moment = lease_of_runs(ctx.project.name), ctx.now.timestamp()
+    held = lease.holder(ctx.engine, name, moment)
     # Whoever started this run may hold the lease for it, under the name of the trigger; should
     # that one fall silent, the next step takes it over.
-    if held in (None, run):
-        held = lease.hold(engine, name, run, BEYOND * settings.step_timeout_s, moment)
-    if trigger and held not in (trigger, run):
-        raise RunFailed(f"another run of {project} goes on ({held}); start this one when it ended")
+    if held in (None, ctx.run):
+        ttl_s = BEYOND * ctx.settings.step_timeout_s
+        held = lease.hold(ctx.engine, name, ctx.run, ttl_s, moment)
+    if trigger and held == trigger:
+        # A copy of a run has the same trigger, and so would pass for the one that goes on.
+        told = ends(ctx.ledger, ctx.project.name, ctx.run, trigger)
+        held = next((other for other, end in told.items() if end is None), held)
+    if trigger and held not in (trigger, ctx.run):
+        raise RunFailed(
+            f"another run of {ctx.project.name} goes on ({held}); start this one when it ended"
+        )
 
 
 def find(settings: Settings, project: str) -> Path:

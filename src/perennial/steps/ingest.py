@@ -14,6 +14,7 @@ from perennial.errors import RunFailed
 from perennial.ledger import Ledger
 from perennial.project import Project
 from perennial.settings import Settings
+from perennial.steps import context
 from perennial.store import files
 from perennial.store.engine import make_engine
 
@@ -101,15 +102,16 @@ def _record(
     now: datetime,
 ) -> None:
     engine = make_engine(settings.state(project.name).url)
+    ledger = Ledger(engine)
     body = {
         "run": run,
-        "trigger": trigger,
+        "trigger": _cause(ledger, project.name, run, trigger),
         "as_of": taken.as_of.isoformat(),
         "data_digest": taken.digest,
         "rows": taken.rows,
         "source": source or project.source.path or "simulator",
     }
-    Ledger(engine).append(
+    ledger.append(
         "run.started",
         project=project.name,
         subject=run,
@@ -118,3 +120,11 @@ def _record(
         event_time=taken.as_of,
     )
     engine.dispose()
+
+
+def _cause(ledger: Ledger, project: str, run: str, trigger: str) -> str:
+    """What started this run: one that repeats the run of an event was copied by a person."""
+    is_event = bool(ledger.entries(project, "decision", trigger))
+    others = context.ends(ledger, project, run, trigger).values()
+    is_copy = any(end not in (None, context.LOST) for end in others)
+    return f"by hand, as for {trigger}" if is_event and is_copy else trigger
