@@ -1,7 +1,7 @@
 """The operator's loop: who leads, what is told, and what a steady project costs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -225,6 +225,27 @@ def test_who_lost_the_lease_moves_nothing(world):
     world.turn(4)
 
     assert world.place().traffic.seen == seen
+
+
+def test_a_takeover_that_the_api_server_did_not_answer_is_made_anew(world):
+    world.wish(1)
+    world.turn(4)
+    canary = world.wish(2)
+    world.turn(2)
+    assert world.place().traffic.now.get("v2")
+    # The first one is killed after it wrote the end of the canary, before it took its share away.
+    ended = replace(canary, phase=Phase.ROLLED_BACK, reason="too many errors")
+    rollouts.save(world.engine, ended)
+    world.clock.seconds += 60
+    second = world.another("two")
+    world.client.down = True
+    with pytest.raises(Unavailable):
+        world.turn(1, second)
+
+    world.client.down = False
+    world.turn(4, second)
+
+    assert world.place().traffic.now == {"v1": 100}
 
 
 def test_an_edit_is_told_once_in_ledger_and_resource(world):

@@ -85,6 +85,7 @@ class Reconciler:
         self._bundle_uri = bundle_uri
         self._desks: dict[str, Desk] = {}
         self._asked: dict[str, Document] = {}
+        self._unseen: set[str] = set()  # since this process leads
         self._term: int | None = None
 
     def turn(self) -> bool:
@@ -108,15 +109,15 @@ class Reconciler:
     def _begin_anew(self) -> None:
         """What another leader did meanwhile stands in the store, not here."""
         self.close()
-        self._term = self._leader.term
         self._board.read()
-        for project in rollouts.projects(self._engine):
-            self._desk(project)
+        self._unseen = set(rollouts.projects(self._engine))
+        # Last: whoever could not read everything begins anew at the next turn.
+        self._term = self._leader.term
 
     def _busy(self) -> list[str]:
         """Projects that have something to do: the others cost neither a query nor a call."""
         known = {p for p, desk in self._desks.items() if not desk.is_steady}
-        return sorted(known | set(rollouts.open_projects(self._engine)))
+        return sorted(known | self._unseen | set(rollouts.open_projects(self._engine)))
 
     def _work(self, project: str) -> None:
         try:
@@ -145,6 +146,7 @@ class Reconciler:
                 platform_name=adapters.platform_name,
             )
             self._desks[project] = Desk(adapters, controller)
+            self._unseen.discard(project)
         return self._desks[project]
 
     def _learn(self, change: Change) -> None:
