@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from test_controller import FakeClock, FakeEvidence, FakeRevisions, FakeTraffic
 
-from perennial.errors import Unavailable
+from perennial.errors import BadInput, Unavailable
 from perennial.ledger import Ledger
 from perennial.records import Phase, RolloutState
 from perennial.rollout.board import Board
@@ -328,6 +329,67 @@ def test_a_wish_for_what_passed_no_gate_is_refused(world, registered, version, d
     assert rollouts.history(world.engine, "tiny") == []
 
 
+def test_what_nobody_could_answer_is_answered_later_all_of_it(world, registered, monkeypatch):
+    registered(1)
+    registered(2)
+    changes = [
+        asked("bad", 9, "sha256:9"),
+        asked("one", 1, "sha256:1"),
+        asked("two", 2, "sha256:2"),
+    ]
+    for change in changes:
+        world.client.objects[change.name] = dict(change.body)
+    world.turn(1)
+    world.changes.waiting = changes
+    world.client.down = True
+    with pytest.raises(Unavailable):
+        world.turn(1)
+
+    world.client.down = False
+    with monkeypatch.context() as broken:
+        broken.setattr(versions, "by_number", gone_database)
+        with pytest.raises(OperationalError):
+            world.turn(1)
+    world.turn(1)
+
+    assert world.status("bad")["phase"] == "Refused"
+    assert [r.version for r in rollouts.history(world.engine, "tiny")] == [1, 2]
+
+
+def gone_database(*_: object) -> None:
+    raise OperationalError("select", {}, Exception("the connection is gone"))
+
+
+def test_a_resource_that_was_deleted_before_it_was_answered_is_no_wish(
+    world, registered, monkeypatch
+):
+    registered(1)
+    change = asked("mine", 1, "sha256:1")
+    world.changes.waiting = [change]
+    with monkeypatch.context() as broken, pytest.raises(Unavailable):
+        broken.setattr(versions, "by_number", away)
+        world.turn(1)
+
+    world.changes.waiting = [replace(change, gone=True)]
+    world.turn(1)
+
+    assert rollouts.history(world.engine, "tiny") == []
+
+
+def test_a_refusal_that_the_api_server_refuses_keeps_nobody_waiting(world, registered, monkeypatch):
+    registered(1)
+    world.turn(1)
+    world.changes.waiting = [asked("bad", 9, "sha256:9"), asked("mine", 1, "sha256:1")]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise BadInput("status.reason is too long")
+
+    monkeypatch.setattr(world.client, "apply", refuse)
+    world.turn(1)
+
+    assert [r.version for r in rollouts.history(world.engine, "tiny")] == [1]
+
+
 def test_a_project_that_cannot_be_moved_does_not_keep_the_others_waiting(world):
     world.place("tiny").revisions.names = away  # type: ignore[method-assign]
     world.wish(1)
@@ -339,5 +401,5 @@ def test_a_project_that_cannot_be_moved_does_not_keep_the_others_waiting(world):
     assert rollouts.serving(world.engine, "tiny") is None
 
 
-def away() -> tuple[str, ...]:
+def away(*_: object) -> tuple[str, ...]:
     raise Unavailable("no answer")

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from sqlalchemy import Engine
 
-from perennial.errors import BadInput, PerennialError, Unavailable
+from perennial.errors import BadInput, PerennialError
 from perennial.ledger import Entry, Ledger
 from perennial.project import Rollout
 from perennial.records import Phase, RolloutState, Version
@@ -152,6 +152,7 @@ class Reconciler:
     def _learn(self, change: Change) -> None:
         if change.kind == ROLLOUTS[2]:
             self._board.learn(change.name, None if change.gone else change.body)
+            self._asked.pop(change.name, None)
             if not change.gone and not resource.is_ours(change.body):
                 self._asked[change.name] = change.body
             return
@@ -222,17 +223,20 @@ class Reconciler:
         return Rollout.model_validate_json(text or "{}")
 
     def _answer(self) -> None:
-        """Make wishes of what people asked for."""
-        asked, self._asked = self._asked, {}
-        for name, found in asked.items():
+        """Make wishes of what people asked for; what could not be is asked again."""
+        for name, found in list(self._asked.items()):
             try:
                 self._wish(resource.wish(found))
             except BadInput as exc:
-                before = self._board.before(name)
-                self._board.tell(name, resource.refusal(str(exc), before, self._clock.now()))
-            except Unavailable:
-                self._asked[name] = found
-                raise
+                self._refuse(name, str(exc))
+            del self._asked[name]
+
+    def _refuse(self, name: str, why: str) -> None:
+        before = self._board.before(name)
+        try:
+            self._board.tell(name, resource.refusal(why, before, self._clock.now()))
+        except BadInput as exc:
+            log.warning("ModelRollout %s is refused, and cannot be told so: %s", name, exc)
 
     def _wish(self, wish: Wish) -> None:
         version = versions.by_number(self._engine, wish.project, wish.version)
