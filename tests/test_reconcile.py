@@ -12,7 +12,7 @@ from test_controller import FakeClock, FakeEvidence, FakeRevisions, FakeTraffic
 
 from perennial.errors import BadInput, Unavailable
 from perennial.ledger import Ledger
-from perennial.records import Phase, RolloutState
+from perennial.records import Evidence, Phase, RolloutState
 from perennial.rollout.board import Board
 from perennial.rollout.leader import Leader
 from perennial.rollout.places import Adapters
@@ -247,6 +247,24 @@ def test_a_takeover_that_the_api_server_did_not_answer_is_made_anew(world):
     world.turn(4, second)
 
     assert world.place().traffic.now == {"v1": 100}
+
+
+def test_who_hangs_between_its_check_and_its_write_writes_nothing(world, monkeypatch):
+    world.wish(1)
+    world.turn(4)
+    world.wish(2)
+    world.turn(2)
+    told = rollouts.open_rollout(world.engine, "tiny")
+
+    def hang(*_: object) -> Evidence:
+        lease.release(world.engine, "operator", 1)
+        lease.acquire(world.engine, "operator", "two", 999, world.clock.seconds)
+        return FakeEvidence().look("", "", "")
+
+    monkeypatch.setattr(world.reconciler._desks["tiny"].controller._evidence, "look", hang)
+    world.turn(1)
+
+    assert rollouts.open_rollout(world.engine, "tiny") == told
 
 
 def test_an_edit_is_told_once_in_ledger_and_resource(world):

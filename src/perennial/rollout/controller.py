@@ -17,7 +17,7 @@ from perennial.project import Rollout
 from perennial.records import Evidence, Judgement, Phase, RolloutState, Verdict
 from perennial.rollout import judge, plan
 from perennial.rollout.ports import Clock, EvidenceSource, Revisions, Traffic
-from perennial.store import rollouts
+from perennial.store import fence, rollouts
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class Controller:
         clock: Clock,
         on_promoted: Callable[[RolloutState], None] | None = None,
         platform_name: Callable[[str], str] = _nameless,
+        guard: fence.Guard = fence.free,
     ) -> None:
         self._project = project
         self._engine = engine
@@ -60,6 +61,7 @@ class Controller:
         self._clock = clock
         self._on_promoted = on_promoted
         self._platform_name = platform_name
+        self._guard = guard
         self._stopwatch = ("", 0.0)
         self.settled = False
         self.problem = ""
@@ -198,7 +200,7 @@ class Controller:
         last = plan.newest_over(history)
         if last and last.phase is Phase.PROMOTED:
             origin = plan.origin(last, history)
-            rollouts.set_serving(self._engine, self._project.name, origin.id)
+            rollouts.set_serving(self._engine, self._project.name, origin.id, self._guard)
         serving = self._serving()
         if serving and not self._serve(serving, history):
             return
@@ -282,7 +284,7 @@ class Controller:
         return self._evidence.look(_key(state), *names)
 
     def _save(self, state: RolloutState) -> RolloutState:
-        rollouts.save(self._engine, state)
+        rollouts.save(self._engine, state, self._guard)
         return state
 
     def _limits(self, state: RolloutState) -> Rollout:

@@ -151,7 +151,7 @@ def _run(settings: Settings, given: argparse.Namespace) -> int:
             Board(client, clock.now, clock.monotonic),
             leader,
             watcher,
-            partial(places.of, settings, client, engine),
+            partial(places.of, settings, client, engine, guard=leader.guard),
             clock,
             alias.tell if not given.no_registry else _untold,
             partial(_bundle_uri, settings),

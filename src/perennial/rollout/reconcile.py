@@ -144,6 +144,7 @@ class Reconciler:
                 self._clock,
                 on_promoted=self._on_promoted,
                 platform_name=adapters.platform_name,
+                guard=self._leader.guard,
             )
             self._desks[project] = Desk(adapters, controller)
             self._unseen.discard(project)
