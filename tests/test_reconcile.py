@@ -408,6 +408,36 @@ def test_a_refusal_that_the_api_server_refuses_keeps_nobody_waiting(world, regis
     assert [r.version for r in rollouts.history(world.engine, "tiny")] == [1]
 
 
+@pytest.mark.parametrize("where", ["at its start", "when it ends"])
+def test_what_the_api_server_refuses_is_shown_logged_once_and_asked_rarely(world, caplog, where):
+    world.wish(1)
+    world.turn(4)
+    asks, traffic = [], world.place().traffic
+    take = traffic.set_weights
+
+    def refuse(weights: dict[str, int]) -> None:
+        if where == "when it ends" and len(weights) == 2 and weights["v2"] != 100:
+            return take(weights)
+        asks.append(weights)
+        raise BadInput("changing InferenceService tiny: refused by the API server: no")
+
+    traffic.set_weights = refuse  # type: ignore[method-assign]
+    world.wish(2)
+    world.turn(40)
+
+    going = next(c for c in world.status("tiny-v2")["conditions"] if c["type"] == "Progressing")
+    assert (going["reason"], going["message"]) == (
+        "Waiting",
+        "changing InferenceService tiny: refused by the API server: no",
+    )
+    assert 3 <= len(asks) <= 6
+    assert len([r for r in caplog.records if "refused by" in r.getMessage()]) == 1
+    traffic.set_weights = take  # type: ignore[method-assign]
+    world.turn(40)
+    assert traffic.now == {"v2": 100}
+    assert world.status("tiny-v2")["phase"] == "Promoted"
+
+
 def test_a_project_that_cannot_be_moved_does_not_keep_the_others_waiting(world):
     world.place("tiny").revisions.names = away  # type: ignore[method-assign]
     world.wish(1)

@@ -68,7 +68,10 @@ class Controller:
         self._why = ""
 
     def tick(self) -> RolloutState | None:
-        """Look once and move at most one step; gives the rollout it looked at."""
+        """Look once and move at most one step; gives the rollout it looked at.
+
+        Raises a PerennialError that waiting does not mend; ``problem`` says it as well.
+        """
         try:
             self._why = ""
             state = self._tick()
@@ -80,6 +83,10 @@ class Controller:
                 log.warning("rollout waits project=%s reason=%s", self._project.name, exc)
             self.problem = str(exc)
             return rollouts.open_rollout(self._engine, self._project.name)
+        except PerennialError as exc:
+            # Asking again the same way changes nothing: when to do so, the caller decides.
+            self.problem = str(exc)
+            raise
 
     def _tick(self) -> RolloutState | None:
         if not self.settled:

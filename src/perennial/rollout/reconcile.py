@@ -5,6 +5,7 @@ made anew from it by whoever leads next.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -28,6 +29,8 @@ from perennial.store import rollouts, versions
 log = logging.getLogger(__name__)
 
 EDITED = "serving.edited"
+# After a refusal: the same words may be taken later, but not within a second.
+REST_S = 10.0
 
 
 class Changes(Protocol):
@@ -54,6 +57,7 @@ class Desk:
     generation: int = 0
     is_dirty: bool = False  # somebody changed its InferenceService
     is_told: bool = False
+    rests_until: float = -math.inf  # by the monotonic clock, after a refusal
 
     @property
     def is_steady(self) -> bool:
@@ -86,6 +90,7 @@ class Reconciler:
         self._desks: dict[str, Desk] = {}
         self._asked: dict[str, Document] = {}
         self._unseen: set[str] = set()  # since this process leads
+        self._said: dict[str, str] = {}
         self._term: int | None = None
 
     def turn(self) -> bool:
@@ -117,19 +122,39 @@ class Reconciler:
     def _busy(self) -> list[str]:
         """Projects that have something to do: the others cost neither a query nor a call."""
         known = {p for p, desk in self._desks.items() if not desk.is_steady}
-        return sorted(known | self._unseen | set(rollouts.open_projects(self._engine)))
+        busy = known | self._unseen | set(rollouts.open_projects(self._engine))
+        return sorted(p for p in busy if not self._rests(p))
 
     def _work(self, project: str) -> None:
         try:
             desk = self._desk(project)
             before = rollouts.open_rollout(self._engine, project)
-            desk.controller.tick()
+            self._move(project, desk)
             desk.is_told = False
             self._inspect(project, desk)
             self._show(project, desk, before)
             desk.is_told = True
         except PerennialError as exc:
+            self._say(project, exc)
+
+    def _move(self, project: str, desk: Desk) -> None:
+        """One step; what is refused is shown as what is waited for, and asked again more rarely."""
+        try:
+            desk.controller.tick()
+            self._said.pop(project, None)
+        except BadInput as exc:
+            desk.rests_until = self._clock.monotonic() + REST_S
+            self._say(project, exc)
+
+    def _say(self, project: str, exc: PerennialError) -> None:
+        """Log a trouble once, not at every turn."""
+        if self._said.get(project) != str(exc):
             log.warning("project=%s: %s", project, exc)
+        self._said[project] = str(exc)
+
+    def _rests(self, project: str) -> bool:
+        desk = self._desks.get(project)
+        return bool(desk and desk.is_told and self._clock.monotonic() < desk.rests_until)
 
     def _desk(self, project: str) -> Desk:
         if project not in self._desks:
@@ -205,10 +230,13 @@ class Reconciler:
                 return
             self._board.make(resource.document(state, called, limits))
         latest = state == history[-1] or not state.phase.over
+        # Until it is settled, what ended last is not all done.
+        unsettled = not desk.controller.settled and state == plan.newest_over(history)
+        is_going = unsettled or not state.phase.over
         look = Look(
             steps=self._steps(state),
             revision=desk.adapters.platform_name(plan.name(state)) if latest else "",
-            waits=desk.controller.problem if not state.phase.over else "",
+            waits=desk.controller.problem if is_going else "",
             edits=desk.edits,
         )
         before = self._board.before(called)
