@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ class World:
         self.engine = make_engine(f"sqlite:///{folder}/state.db")
         self.client, self.changes, self.clock = FakeClient(), FakeChanges(), FakeClock()
         self.places: dict[str, FakePlace] = {}
+        self.alive: list[float] = []
         self.reconciler = self.another("one")
 
     def another(self, holder: str) -> Reconciler:
@@ -101,6 +103,7 @@ class World:
             self.clock,
             lambda state: None,
             lambda project, digest: f"s3://b/{project}/{digest}",
+            lambda: self.alive.append(self.clock.seconds),
         )
 
     def place(self, project: str = "tiny") -> FakePlace:
@@ -436,6 +439,28 @@ def test_what_the_api_server_refuses_is_shown_logged_once_and_asked_rarely(world
     world.turn(40)
     assert traffic.now == {"v2": 100}
     assert world.status("tiny-v2")["phase"] == "Promoted"
+
+
+def test_a_turn_does_not_last_while_nobody_answers_and_gets_round_to_all(world):
+    projects = [f"p{number}" for number in range(8)]
+
+    def hang(project: str) -> tuple[str, ...]:
+        world.clock.seconds += 10
+        looks.append(project)
+        raise Unavailable("the API server does not answer")
+
+    looks: list[str] = []
+    for project in projects:
+        world.place(project).revisions.names = partial(hang, project)  # type: ignore[method-assign]
+        world.wish(1, project)
+    before = world.clock.seconds
+    world.turn(1)
+
+    assert world.clock.seconds - before < 15
+    assert len(world.alive) == len(looks) == 1
+    world.turn(8)
+    assert looks[:8] == projects
+    assert len(world.alive) == len(looks) == 9
 
 
 def test_a_project_that_cannot_be_moved_does_not_keep_the_others_waiting(world):

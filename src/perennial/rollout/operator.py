@@ -155,6 +155,7 @@ def _run(settings: Settings, given: argparse.Namespace) -> int:
             clock,
             alias.tell if not given.no_registry else _untold,
             partial(_bundle_uri, settings),
+            health.turned,
         )
         opened.callback(reconciler.close)
         log.info("operator of namespace %s, mode %s", client.namespace, settings.deployment_mode)

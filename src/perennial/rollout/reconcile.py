@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 EDITED = "serving.edited"
 # After a refusal: the same words may be taken later, but not within a second.
 REST_S = 10.0
+# After this a turn ends, so that the lease is renewed and new wishes are heard.
+LONG_S = 5.0
 
 
 class Changes(Protocol):
@@ -77,6 +79,7 @@ class Reconciler:
         clock: Clock,
         on_promoted: Callable[[RolloutState], None],
         bundle_uri: Callable[[str, str], str],
+        on_worked: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
         self._ledger = Ledger(engine)
@@ -87,10 +90,12 @@ class Reconciler:
         self._clock = clock
         self._on_promoted = on_promoted
         self._bundle_uri = bundle_uri
+        self._on_worked = on_worked
         self._desks: dict[str, Desk] = {}
         self._asked: dict[str, Document] = {}
         self._unseen: set[str] = set()  # since this process leads
         self._said: dict[str, str] = {}
+        self._last = ""  # who had a step last
         self._term: int | None = None
 
     def turn(self) -> bool:
@@ -102,8 +107,7 @@ class Reconciler:
         if self._term != self._leader.term:
             self._begin_anew()
         self._answer()
-        for project in self._busy():
-            self._work(project)
+        self._work_all()
         return True
 
     def close(self) -> None:
@@ -119,11 +123,22 @@ class Reconciler:
         # Last: whoever could not read everything begins anew at the next turn.
         self._term = self._leader.term
 
-    def _busy(self) -> list[str]:
+    def _busy(self) -> set[str]:
         """Projects that have something to do: the others cost neither a query nor a call."""
         known = {p for p, desk in self._desks.items() if not desk.is_steady}
         busy = known | self._unseen | set(rollouts.open_projects(self._engine))
-        return sorted(p for p in busy if not self._rests(p))
+        return {p for p in busy if not self._rests(p)}
+
+    def _work_all(self) -> None:
+        """A step of each project; who had none because others took long comes first next time."""
+        began = self._clock.monotonic()
+        for project in sorted(self._busy(), key=lambda p: (p <= self._last, p)):
+            self._work(project)
+            self._last = project
+            self._on_worked()
+            # An API server that does not answer takes ten seconds for each question.
+            if self._clock.monotonic() - began > LONG_S:
+                return
 
     def _work(self, project: str) -> None:
         try:
