@@ -89,10 +89,13 @@ class Controller:
             raise
 
     def _tick(self) -> RolloutState | None:
-        if not self.settled:
+        by_hand = plan.going_by_hand(rollouts.history(self._engine, self._project.name))
+        if not self.settled and by_hand:
+            self._settle_before(by_hand)
+        elif not self.settled:
             self._settle()
         state = rollouts.open_rollout(self._engine, self._project.name)
-        if state is None or not self.settled:
+        if state is None or not (self.settled or by_hand):
             return state
         history = rollouts.history(self._engine, self._project.name)
         if state.phase is not Phase.WISHED and plan.overruled_by(state, history):
@@ -215,6 +218,24 @@ class Controller:
             self._record_end(last, history)
             self._stop_rejected(last, serving, history)
         self.settled = True
+
+    def _settle_before(self, by_hand: RolloutState) -> None:
+        """Settle as far as it goes: a rollback by hand waits for nothing that it replaces."""
+        begun = by_hand.phase is not Phase.WISHED
+        if begun and plan.name(by_hand) in self._revisions.names():
+            # On Knative what serves would be started anew in its place.
+            return
+        try:
+            self._settle()
+        except Unavailable as exc:
+            self._why = str(exc)
+        history = rollouts.history(self._engine, self._project.name)
+        last = plan.newest_over(history)
+        if not self.settled and last:
+            # The next end hides this one, so it is told now, by whoever leads.
+            with self._engine.begin() as connection:
+                self._guard(connection)
+            self._record_end(last, history)
 
     def _serve(self, serving: RolloutState, history: list[RolloutState]) -> bool:
         """Let the serving version have its traffic; says whether it is ready."""
