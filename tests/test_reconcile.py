@@ -1,6 +1,6 @@
 """The operator's loop: who leads, what is told, and what a steady project costs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -68,6 +68,15 @@ class FakePlace:
     revisions: FakeRevisions = field(default_factory=FakeRevisions)
     edits: list[str] = field(default_factory=list)
     looks: list[str] = field(default_factory=list)
+    allowed: list[set[int | None]] = field(default_factory=list)
+
+    @property
+    def inspected(self) -> int:
+        return len(self.allowed)
+
+    def inspect(self, allowed: Collection[int | None]) -> list[str]:
+        self.allowed.append(set(allowed))
+        return self.edits
 
     def named(self, name: str) -> str:
         self.looks.append(name)
@@ -79,7 +88,7 @@ class FakePlace:
             self.revisions,
             FakeEvidence(),
             self.named,
-            lambda allowed: self.edits,
+            self.inspect,
             lambda: None,
         )
 
@@ -129,9 +138,11 @@ class World:
     def status(self, name: str) -> dict[str, Any]:
         return dict(self.client.objects[name].get("status", {}))
 
-    def edit(self, generation: int, project: str = "tiny") -> None:
-        body = {"metadata": {"name": project, "generation": generation}}
-        self.changes.waiting.append(Change("inferenceservices", project, False, body))
+    def edit(self, generation: int, project: str = "tiny", name: str = "") -> None:
+        labels = {"perennial.dev/project": project}
+        meta = {"name": name or project, "generation": generation, "labels": labels}
+        change = Change("inferenceservices", meta["name"], False, {"metadata": meta})
+        self.changes.waiting.append(change)
 
 
 @pytest.fixture
@@ -297,6 +308,24 @@ def test_an_edit_is_told_once_in_ledger_and_resource(world):
     world.turn(2)
     applied = next(c for c in world.status("tiny-v1")["conditions"] if c["type"] == "AsApplied")
     assert applied["status"] == "True"
+
+
+def test_each_of_several_services_of_a_project_has_its_own_edits(world):
+    world.wish(1)
+    world.turn(6)
+    for generation, name in ((2, "tiny-v1"), (5, "tiny-v2")):
+        world.edit(generation, name=name)
+    world.turn(2)
+    inspected = world.place().inspected
+
+    # The same events again, as a watch that begins anew tells them; then one real edit.
+    for generation, name in ((2, "tiny-v1"), (5, "tiny-v2")):
+        world.edit(generation, name=name)
+        world.turn(2)
+    assert world.place().inspected == inspected
+    world.edit(3, name="tiny-v1")
+    world.turn(2)
+    assert world.place().inspected == inspected + 1
 
 
 def asked(name: str, version: int, digest: str, **spec: object) -> Change:

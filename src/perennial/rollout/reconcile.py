@@ -56,7 +56,7 @@ class Desk:
     adapters: Adapters
     controller: Controller
     edits: list[str] = field(default_factory=list)
-    generation: int = 0
+    generations: dict[str, int] = field(default_factory=dict)  # of each InferenceService
     is_dirty: bool = False  # somebody changed its InferenceService
     is_told: bool = False
     rests_until: float = -math.inf  # by the monotonic clock, after a refusal
@@ -199,8 +199,8 @@ class Reconciler:
             return
         desk = self._desks.get(_project(change))
         generation = 0 if change.gone else int(change.body["metadata"].get("generation", 0))
-        if desk and generation != desk.generation:
-            desk.generation, desk.is_dirty = generation, True
+        if desk and generation != desk.generations.get(change.name, 0):
+            desk.generations[change.name], desk.is_dirty = generation, True
 
     def _inspect(self, project: str, desk: Desk) -> None:
         """Tell once what somebody else changed; it is not taken back."""
