@@ -328,6 +328,27 @@ def test_each_of_several_services_of_a_project_has_its_own_edits(world):
     assert world.place().inspected == inspected + 1
 
 
+def test_what_could_not_be_cleared_away_is_no_edit(world):
+    world.wish(1)
+    world.turn(6)
+    world.wish(2)
+    world.turn(1)
+    world.place().revisions.dead = {"v2": "ended with code 2"}
+    world.place().revisions.stop = away  # type: ignore[method-assign]
+    world.turn(100)
+    world.edit(7)
+    world.turn(1)
+    assert world.place().allowed[-1] == {None, 0}
+
+    world.place().revisions.dead = {}
+    world.place().revisions.stop = lambda name: None  # type: ignore[method-assign]
+    world.wish(3)
+    world.turn(12)
+    world.edit(8)
+    world.turn(1)
+    assert world.place().allowed[-1] == {None}
+
+
 def asked(name: str, version: int, digest: str, **spec: object) -> Change:
     wanted = {"project": "tiny", "version": version, "digest": digest, **spec}
     body = {"metadata": {"name": name, "uid": "u"}, "spec": wanted}

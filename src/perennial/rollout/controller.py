@@ -65,6 +65,7 @@ class Controller:
         self._stopwatch = ("", 0.0)
         self.settled = False
         self.problem = ""
+        self.untidy = False  # a rejected revision could not be cleared away
         self._why = ""
 
     def tick(self) -> RolloutState | None:
@@ -256,6 +257,7 @@ class Controller:
     def _stop_rejected(
         self, last: RolloutState, serving: RolloutState | None, history: list[RolloutState]
     ) -> None:
+        self.untidy = False
         going = next((r for r in history if not r.phase.over), None)
         name = plan.name(last)
         if last.phase is not Phase.ROLLED_BACK or name in self._names(serving, going):
@@ -266,6 +268,7 @@ class Controller:
             # It has no traffic: what cannot be cleared away must not keep the next model waiting.
             if self._elapsed(f"stop {last.id}") <= self._limits(last).ready_s:
                 raise
+            self.untidy = True
             log.warning("rejected revision=%s is not cleared away", name)
 
     def _record_step(self, state: RolloutState, judgement: Judgement, evidence: Evidence) -> None:

@@ -207,7 +207,9 @@ class Reconciler:
         if not desk.is_dirty or not desk.controller.settled:
             return
         going = rollouts.open_rollout(self._engine, project)
-        found = desk.adapters.edits(_allowed(going, self._limits(going)))
+        # What could not be cleared away stands at 0 %, as we put it there.
+        ours: set[int | None] = {0} if desk.controller.untidy else set()
+        found = desk.adapters.edits(ours | _allowed(going, self._limits(going)))
         desk.is_dirty = False
         if found != desk.edits:
             desk.edits = found
