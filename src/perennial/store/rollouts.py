@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, fields
 
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, insert, select, update
 
 from perennial.errors import LoopBroken, Unavailable
 from perennial.records import Phase, RolloutState
@@ -90,13 +90,6 @@ def projects(engine: Engine) -> list[str]:
     """Every project that ever had a rollout."""
     with reading(engine) as connection:
         return sorted(connection.execute(select(rollouts.c.project).distinct()).scalars())
-
-
-def newest(engine: Engine) -> dict[str, int]:
-    """How far each project's rollouts are, as a number that changes with every new one."""
-    query = select(rollouts.c.project, func.max(rollouts.c.id)).group_by(rollouts.c.project)
-    with reading(engine) as connection:
-        return dict(connection.execute(query).tuples().all())
 
 
 def manifest(engine: Engine, rollout_id: int) -> str:
