@@ -371,6 +371,53 @@ def test_a_rollback_by_hand_first_ends_the_canary_in_flight(world):
     assert ended[3].reason == "a rollback by hand was asked for meanwhile"
 
 
+def not_ready(name: str) -> bool:
+    raise Unavailable(f"{name} is not ready: ErrImagePull")
+
+
+@pytest.mark.parametrize("ready", [None, not_ready], ids=["it is down", "it says why"])
+@pytest.mark.parametrize("canary", [False, True], ids=["no canary", "a canary in flight"])
+def test_a_rollback_by_hand_does_not_wait_for_the_version_that_is_down(
+    world, monkeypatch, ready, canary
+):
+    for version in (1, 2):
+        world.until_over(version)
+    if canary:
+        world.wish(3)
+        world.tick()
+    world.revisions.slow = {"v2"}
+    really = world.revisions.ready
+    if ready:
+        told = lambda name: ready(name) if name == "v2" else really(name)  # noqa: E731
+        monkeypatch.setattr(world.revisions, "ready", told)
+    world.controller = world.new_controller()
+
+    world.roll_back()
+    world.go_on()
+
+    assert serving(world) == "v1"
+    assert world.traffic.now == {"v1": 100}
+    ends = ["rolled_back v3"] if canary else []
+    assert [k for k in world.kinds() if k.startswith("rolled_back")] == [*ends, "rolled_back v2"]
+
+
+def test_a_rollback_by_hand_that_fails_leaves_what_served(world):
+    for version in (1, 2):
+        world.until_over(version)
+    world.revisions.stop("v1")
+    world.revisions.slow = {"v1", "v2"}
+    world.controller = world.new_controller()
+
+    world.roll_back()
+    world.go_on(ticks=100)
+    world.revisions.slow = {"v1"}
+    world.tick()
+
+    assert world.controller.settled
+    assert serving(world) == "v2"
+    assert world.traffic.now == {"v2": 100}
+
+
 def test_after_a_rollback_by_hand_a_new_candidate_is_judged_like_any_other(world):
     for version in (1, 2):
         world.until_over(version)

@@ -1,17 +1,19 @@
 """The operator's loop: who leads, what is told, and what a steady project costs."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from test_controller import FakeClock, FakeEvidence, FakeRevisions, FakeTraffic
 
-from perennial.errors import Unavailable
+from perennial.errors import BadInput, Unavailable
 from perennial.ledger import Ledger
-from perennial.records import Phase, RolloutState
+from perennial.records import Evidence, Phase, RolloutState
 from perennial.rollout.board import Board
 from perennial.rollout.leader import Leader
 from perennial.rollout.places import Adapters
@@ -66,6 +68,15 @@ class FakePlace:
     revisions: FakeRevisions = field(default_factory=FakeRevisions)
     edits: list[str] = field(default_factory=list)
     looks: list[str] = field(default_factory=list)
+    allowed: list[set[int | None]] = field(default_factory=list)
+
+    @property
+    def inspected(self) -> int:
+        return len(self.allowed)
+
+    def inspect(self, allowed: Collection[int | None]) -> list[str]:
+        self.allowed.append(set(allowed))
+        return self.edits
 
     def named(self, name: str) -> str:
         self.looks.append(name)
@@ -77,7 +88,7 @@ class FakePlace:
             self.revisions,
             FakeEvidence(),
             self.named,
-            lambda allowed: self.edits,
+            self.inspect,
             lambda: None,
         )
 
@@ -87,6 +98,7 @@ class World:
         self.engine = make_engine(f"sqlite:///{folder}/state.db")
         self.client, self.changes, self.clock = FakeClient(), FakeChanges(), FakeClock()
         self.places: dict[str, FakePlace] = {}
+        self.alive: list[float] = []
         self.reconciler = self.another("one")
 
     def another(self, holder: str) -> Reconciler:
@@ -100,6 +112,7 @@ class World:
             self.clock,
             lambda state: None,
             lambda project, digest: f"s3://b/{project}/{digest}",
+            lambda: self.alive.append(self.clock.seconds),
         )
 
     def place(self, project: str = "tiny") -> FakePlace:
@@ -125,9 +138,11 @@ class World:
     def status(self, name: str) -> dict[str, Any]:
         return dict(self.client.objects[name].get("status", {}))
 
-    def edit(self, generation: int, project: str = "tiny") -> None:
-        body = {"metadata": {"name": project, "generation": generation}}
-        self.changes.waiting.append(Change("inferenceservices", project, False, body))
+    def edit(self, generation: int, project: str = "tiny", name: str = "") -> None:
+        labels = {"perennial.dev/project": project}
+        meta = {"name": name or project, "generation": generation, "labels": labels}
+        change = Change("inferenceservices", meta["name"], False, {"metadata": meta})
+        self.changes.waiting.append(change)
 
 
 @pytest.fixture
@@ -227,6 +242,45 @@ def test_who_lost_the_lease_moves_nothing(world):
     assert world.place().traffic.seen == seen
 
 
+def test_a_takeover_that_the_api_server_did_not_answer_is_made_anew(world):
+    world.wish(1)
+    world.turn(4)
+    canary = world.wish(2)
+    world.turn(2)
+    assert world.place().traffic.now.get("v2")
+    # The first one is killed after it wrote the end of the canary, before it took its share away.
+    ended = replace(canary, phase=Phase.ROLLED_BACK, reason="too many errors")
+    rollouts.save(world.engine, ended)
+    world.clock.seconds += 60
+    second = world.another("two")
+    world.client.down = True
+    with pytest.raises(Unavailable):
+        world.turn(1, second)
+
+    world.client.down = False
+    world.turn(4, second)
+
+    assert world.place().traffic.now == {"v1": 100}
+
+
+def test_who_hangs_between_its_check_and_its_write_writes_nothing(world, monkeypatch):
+    world.wish(1)
+    world.turn(4)
+    world.wish(2)
+    world.turn(2)
+    told = rollouts.open_rollout(world.engine, "tiny")
+
+    def hang(*_: object) -> Evidence:
+        lease.release(world.engine, "operator", 1)
+        lease.acquire(world.engine, "operator", "two", 999, world.clock.seconds)
+        return FakeEvidence().look("", "", "")
+
+    monkeypatch.setattr(world.reconciler._desks["tiny"].controller._evidence, "look", hang)
+    world.turn(1)
+
+    assert rollouts.open_rollout(world.engine, "tiny") == told
+
+
 def test_an_edit_is_told_once_in_ledger_and_resource(world):
     world.wish(1)
     world.turn(6)
@@ -254,6 +308,45 @@ def test_an_edit_is_told_once_in_ledger_and_resource(world):
     world.turn(2)
     applied = next(c for c in world.status("tiny-v1")["conditions"] if c["type"] == "AsApplied")
     assert applied["status"] == "True"
+
+
+def test_each_of_several_services_of_a_project_has_its_own_edits(world):
+    world.wish(1)
+    world.turn(6)
+    for generation, name in ((2, "tiny-v1"), (5, "tiny-v2")):
+        world.edit(generation, name=name)
+    world.turn(2)
+    inspected = world.place().inspected
+
+    # The same events again, as a watch that begins anew tells them; then one real edit.
+    for generation, name in ((2, "tiny-v1"), (5, "tiny-v2")):
+        world.edit(generation, name=name)
+        world.turn(2)
+    assert world.place().inspected == inspected
+    world.edit(3, name="tiny-v1")
+    world.turn(2)
+    assert world.place().inspected == inspected + 1
+
+
+def test_what_could_not_be_cleared_away_is_no_edit(world):
+    world.wish(1)
+    world.turn(6)
+    world.wish(2)
+    world.turn(1)
+    world.place().revisions.dead = {"v2": "ended with code 2"}
+    world.place().revisions.stop = away  # type: ignore[method-assign]
+    world.turn(100)
+    world.edit(7)
+    world.turn(1)
+    assert world.place().allowed[-1] == {None, 0}
+
+    world.place().revisions.dead = {}
+    world.place().revisions.stop = lambda name: None  # type: ignore[method-assign]
+    world.wish(3)
+    world.turn(12)
+    world.edit(8)
+    world.turn(1)
+    assert world.place().allowed[-1] == {None}
 
 
 def asked(name: str, version: int, digest: str, **spec: object) -> Change:
@@ -307,6 +400,119 @@ def test_a_wish_for_what_passed_no_gate_is_refused(world, registered, version, d
     assert rollouts.history(world.engine, "tiny") == []
 
 
+def test_what_nobody_could_answer_is_answered_later_all_of_it(world, registered, monkeypatch):
+    registered(1)
+    registered(2)
+    changes = [
+        asked("bad", 9, "sha256:9"),
+        asked("one", 1, "sha256:1"),
+        asked("two", 2, "sha256:2"),
+    ]
+    for change in changes:
+        world.client.objects[change.name] = dict(change.body)
+    world.turn(1)
+    world.changes.waiting = changes
+    world.client.down = True
+    with pytest.raises(Unavailable):
+        world.turn(1)
+
+    world.client.down = False
+    with monkeypatch.context() as broken:
+        broken.setattr(versions, "by_number", gone_database)
+        with pytest.raises(OperationalError):
+            world.turn(1)
+    world.turn(1)
+
+    assert world.status("bad")["phase"] == "Refused"
+    assert [r.version for r in rollouts.history(world.engine, "tiny")] == [1, 2]
+
+
+def gone_database(*_: object) -> None:
+    raise OperationalError("select", {}, Exception("the connection is gone"))
+
+
+def test_a_resource_that_was_deleted_before_it_was_answered_is_no_wish(
+    world, registered, monkeypatch
+):
+    registered(1)
+    change = asked("mine", 1, "sha256:1")
+    world.changes.waiting = [change]
+    with monkeypatch.context() as broken, pytest.raises(Unavailable):
+        broken.setattr(versions, "by_number", away)
+        world.turn(1)
+
+    world.changes.waiting = [replace(change, gone=True)]
+    world.turn(1)
+
+    assert rollouts.history(world.engine, "tiny") == []
+
+
+def test_a_refusal_that_the_api_server_refuses_keeps_nobody_waiting(world, registered, monkeypatch):
+    registered(1)
+    world.turn(1)
+    world.changes.waiting = [asked("bad", 9, "sha256:9"), asked("mine", 1, "sha256:1")]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise BadInput("status.reason is too long")
+
+    monkeypatch.setattr(world.client, "apply", refuse)
+    world.turn(1)
+
+    assert [r.version for r in rollouts.history(world.engine, "tiny")] == [1]
+
+
+@pytest.mark.parametrize("where", ["at its start", "when it ends"])
+def test_what_the_api_server_refuses_is_shown_logged_once_and_asked_rarely(world, caplog, where):
+    world.wish(1)
+    world.turn(4)
+    asks, traffic = [], world.place().traffic
+    take = traffic.set_weights
+
+    def refuse(weights: dict[str, int]) -> None:
+        if where == "when it ends" and len(weights) == 2 and weights["v2"] != 100:
+            return take(weights)
+        asks.append(weights)
+        raise BadInput("changing InferenceService tiny: refused by the API server: no")
+
+    traffic.set_weights = refuse  # type: ignore[method-assign]
+    world.wish(2)
+    world.turn(40)
+
+    going = next(c for c in world.status("tiny-v2")["conditions"] if c["type"] == "Progressing")
+    assert (going["reason"], going["message"]) == (
+        "Waiting",
+        "changing InferenceService tiny: refused by the API server: no",
+    )
+    assert 3 <= len(asks) <= 6
+    assert len([r for r in caplog.records if "refused by" in r.getMessage()]) == 1
+    traffic.set_weights = take  # type: ignore[method-assign]
+    world.turn(40)
+    assert traffic.now == {"v2": 100}
+    assert world.status("tiny-v2")["phase"] == "Promoted"
+
+
+def test_a_turn_does_not_last_while_nobody_answers_and_gets_round_to_all(world):
+    projects = [f"p{number}" for number in range(8)]
+
+    def hang(project: str) -> tuple[str, ...]:
+        world.clock.seconds += 10
+        looks.append(project)
+        raise Unavailable("the API server does not answer")
+
+    looks: list[str] = []
+    for project in projects:
+        world.place(project).revisions.names = partial(hang, project)  # type: ignore[method-assign]
+        world.wish(1, project)
+    before = world.clock.seconds
+    world.turn(1)
+
+    assert world.clock.seconds - before < 15
+    assert len(world.alive) == len(looks) == 1
+    world.turn(8)
+    assert looks[:8] == projects
+    assert len(world.alive) == len(looks) == 9
+
+
 def test_a_project_that_cannot_be_moved_does_not_keep_the_others_waiting(world):
     world.place("tiny").revisions.names = away  # type: ignore[method-assign]
     world.wish(1)
@@ -318,5 +524,5 @@ def test_a_project_that_cannot_be_moved_does_not_keep_the_others_waiting(world):
     assert rollouts.serving(world.engine, "tiny") is None
 
 
-def away() -> tuple[str, ...]:
+def away(*_: object) -> tuple[str, ...]:
     raise Unavailable("no answer")

@@ -1,13 +1,14 @@
 """What serves, what is wished to serve, and what served before."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from sqlalchemy import Engine
 
-from perennial.errors import LoopBroken
+from perennial.errors import LoopBroken, Unavailable
 from perennial.records import Phase, RolloutState
-from perennial.store import rollouts
+from perennial.store import edges, fence, lease, rollouts
 
 
 def wish(engine: Engine, version: int, run: str | None = None) -> RolloutState:
@@ -59,6 +60,43 @@ def test_a_newer_wish_waits_for_a_rollout_that_has_begun(engine: Engine, phase: 
 def test_saving_a_rollout_that_nobody_wished_breaks_the_loop(engine: Engine):
     with pytest.raises(LoopBroken, match="rollout 7 is saved but was never wished"):
         rollouts.save(engine, replace(wish(engine, 1), id=7))
+
+
+@pytest.mark.parametrize("phase", [Phase.WISHED, Phase.CANARY, Phase.PROMOTED])
+def test_a_rollout_that_is_over_stays_as_it_ended(engine: Engine, phase: Phase):
+    ended = replace(wish(engine, 1), phase=Phase.ROLLED_BACK, reason="too many errors")
+    rollouts.save(engine, ended)
+
+    with pytest.raises(Unavailable, match=f"rollout {ended.id} is over meanwhile: rolled back"):
+        rollouts.save(engine, replace(ended, phase=phase, reason="2 of 3"))
+    rollouts.save(engine, ended)
+
+    assert rollouts.get(engine, ended.id) == ended
+
+
+@pytest.mark.parametrize("loss", ["taken", "given back"])
+def test_who_lost_its_lease_writes_nothing(engine: Engine, loss: str):
+    state = wish(engine, 1)
+    number = lease.acquire(engine, "operator", "one", 10, now=0)
+    guard = partial(fence.check, name="operator", number=number)
+    rollouts.save(engine, replace(state, phase=Phase.STARTING), guard)
+    edges.write(engine, "churn", "routes", "1", "{}", guard)
+    if loss == "taken":
+        lease.acquire(engine, "operator", "two", 10, now=20)
+    else:
+        lease.release(engine, "operator", number or 0)
+
+    for write in (
+        lambda: rollouts.save(engine, replace(state, phase=Phase.CANARY), guard),
+        lambda: rollouts.set_serving(engine, "churn", state.id, guard),
+        lambda: edges.write(engine, "churn", "routes", "2", "{}", guard),
+    ):
+        with pytest.raises(Unavailable, match="another operator leads now"):
+            write()
+
+    assert rollouts.open_rollout(engine, "churn") == replace(state, phase=Phase.STARTING)
+    assert rollouts.serving(engine, "churn") is None
+    assert edges.versions(engine) == {("churn", "routes"): "1"}
 
 
 def test_nothing_serves_at_first(engine: Engine):

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from perennial.errors import Unavailable
 from perennial.records import ArmTraffic
-from perennial.rollout import edge, edgepod, xds
+from perennial.rollout import edge, edgepod, operator, xds
 from perennial.rollout.evidence import NOTHING, Counters, EnvoyEvidence
 from perennial.store import edges
 from perennial.store.engine import make_engine
@@ -443,3 +443,17 @@ def test_a_server_that_leaves_lets_nobody_wait(engine, caplog):
 
     assert time.monotonic() - began < 5
     assert caplog.records == []
+
+
+def test_the_operator_is_unwell_when_its_discovery_service_ended(engine):
+    port, health_port = free_ports(2)
+    health = operator.Health()
+
+    def asked() -> int:
+        return httpx.get(f"http://127.0.0.1:{health_port}/healthz", trust_env=False).status_code
+
+    with health.told(health_port):
+        with xds.Server(engine, "127.0.0.1", port) as server:
+            health.depends_on(server.is_alive)
+            assert asked() == 200
+        assert asked() == 503

@@ -17,7 +17,7 @@ from perennial.project import Rollout
 from perennial.records import Evidence, Judgement, Phase, RolloutState, Verdict
 from perennial.rollout import judge, plan
 from perennial.rollout.ports import Clock, EvidenceSource, Revisions, Traffic
-from perennial.store import rollouts
+from perennial.store import fence, rollouts
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class Controller:
         clock: Clock,
         on_promoted: Callable[[RolloutState], None] | None = None,
         platform_name: Callable[[str], str] = _nameless,
+        guard: fence.Guard = fence.free,
     ) -> None:
         self._project = project
         self._engine = engine
@@ -60,13 +61,18 @@ class Controller:
         self._clock = clock
         self._on_promoted = on_promoted
         self._platform_name = platform_name
+        self._guard = guard
         self._stopwatch = ("", 0.0)
         self.settled = False
         self.problem = ""
+        self.untidy = False  # a rejected revision could not be cleared away
         self._why = ""
 
     def tick(self) -> RolloutState | None:
-        """Look once and move at most one step; gives the rollout it looked at."""
+        """Look once and move at most one step; gives the rollout it looked at.
+
+        Raises a PerennialError that waiting does not mend; ``problem`` says it as well.
+        """
         try:
             self._why = ""
             state = self._tick()
@@ -78,12 +84,19 @@ class Controller:
                 log.warning("rollout waits project=%s reason=%s", self._project.name, exc)
             self.problem = str(exc)
             return rollouts.open_rollout(self._engine, self._project.name)
+        except PerennialError as exc:
+            # Asking again the same way changes nothing: when to do so, the caller decides.
+            self.problem = str(exc)
+            raise
 
     def _tick(self) -> RolloutState | None:
-        if not self.settled:
+        by_hand = plan.going_by_hand(rollouts.history(self._engine, self._project.name))
+        if not self.settled and by_hand:
+            self._settle_before(by_hand)
+        elif not self.settled:
             self._settle()
         state = rollouts.open_rollout(self._engine, self._project.name)
-        if state is None or not self.settled:
+        if state is None or not (self.settled or by_hand):
             return state
         history = rollouts.history(self._engine, self._project.name)
         if state.phase is not Phase.WISHED and plan.overruled_by(state, history):
@@ -198,7 +211,7 @@ class Controller:
         last = plan.newest_over(history)
         if last and last.phase is Phase.PROMOTED:
             origin = plan.origin(last, history)
-            rollouts.set_serving(self._engine, self._project.name, origin.id)
+            rollouts.set_serving(self._engine, self._project.name, origin.id, self._guard)
         serving = self._serving()
         if serving and not self._serve(serving, history):
             return
@@ -206,6 +219,24 @@ class Controller:
             self._record_end(last, history)
             self._stop_rejected(last, serving, history)
         self.settled = True
+
+    def _settle_before(self, by_hand: RolloutState) -> None:
+        """Settle as far as it goes: a rollback by hand waits for nothing that it replaces."""
+        begun = by_hand.phase is not Phase.WISHED
+        if begun and plan.name(by_hand) in self._revisions.names():
+            # On Knative what serves would be started anew in its place.
+            return
+        try:
+            self._settle()
+        except Unavailable as exc:
+            self._why = str(exc)
+        history = rollouts.history(self._engine, self._project.name)
+        last = plan.newest_over(history)
+        if not self.settled and last:
+            # The next end hides this one, so it is told now, by whoever leads.
+            with self._engine.begin() as connection:
+                self._guard(connection)
+            self._record_end(last, history)
 
     def _serve(self, serving: RolloutState, history: list[RolloutState]) -> bool:
         """Let the serving version have its traffic; says whether it is ready."""
@@ -226,6 +257,7 @@ class Controller:
     def _stop_rejected(
         self, last: RolloutState, serving: RolloutState | None, history: list[RolloutState]
     ) -> None:
+        self.untidy = False
         going = next((r for r in history if not r.phase.over), None)
         name = plan.name(last)
         if last.phase is not Phase.ROLLED_BACK or name in self._names(serving, going):
@@ -236,6 +268,7 @@ class Controller:
             # It has no traffic: what cannot be cleared away must not keep the next model waiting.
             if self._elapsed(f"stop {last.id}") <= self._limits(last).ready_s:
                 raise
+            self.untidy = True
             log.warning("rejected revision=%s is not cleared away", name)
 
     def _record_step(self, state: RolloutState, judgement: Judgement, evidence: Evidence) -> None:
@@ -282,7 +315,7 @@ class Controller:
         return self._evidence.look(_key(state), *names)
 
     def _save(self, state: RolloutState) -> RolloutState:
-        rollouts.save(self._engine, state)
+        rollouts.save(self._engine, state, self._guard)
         return state
 
     def _limits(self, state: RolloutState) -> Rollout:

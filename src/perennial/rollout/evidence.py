@@ -169,10 +169,6 @@ class EnvoyEvidence:
         return _by_name(answer.json()["stats"])
 
 
-def _began_anew(then: Counters, now: Counters | None) -> bool:
-    return now is None or not now.minus(then).is_possible
-
-
 def _by_name(stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {s["name"]: s["value"] for s in stats if "name" in s}
     histograms = [h for s in stats for h in s.get("histograms", ())]

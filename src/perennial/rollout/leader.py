@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Callable, Mapping
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from perennial.errors import Unavailable
 from perennial.records import RolloutState
 from perennial.rollout.ports import Revisions, Traffic
-from perennial.store import lease
+from perennial.store import fence, lease
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,10 @@ class Leader:
         """Nothing, while this process leads. Raises Unavailable when another one took over."""
         if self._fence is None or not self._renew():
             raise Unavailable("another operator leads now")
+
+    def guard(self, connection: Connection) -> None:
+        """As ``check``, in the transaction of a write: who hung since then writes nothing."""
+        fence.check(connection, LEASE, self._fence)
 
     def let_go(self) -> None:
         """Give the lease back, so that another replica need not wait for its end."""

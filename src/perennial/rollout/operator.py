@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -47,13 +47,23 @@ class SystemClock:
 
 
 class Health:
-    """Does the loop turn? Asked by the kubelet, which ends a process that hangs."""
+    """Does all of it work still? Asked by the kubelet, which ends a process that hangs."""
 
     def __init__(self) -> None:
         self._turned = time.monotonic()
+        self._parts: list[Callable[[], bool]] = []
 
     def turned(self) -> None:
         self._turned = time.monotonic()
+
+    def depends_on(self, is_alive: Callable[[], bool]) -> None:
+        """A part that runs beside the loop, and cannot be mended without a new process."""
+        self._parts.append(is_alive)
+
+    @property
+    def is_good(self) -> bool:
+        late = time.monotonic() - self._turned > PATIENCE_S
+        return not late and all(is_alive() for is_alive in self._parts)
 
     @contextmanager
     def told(self, port: int) -> Iterator[None]:
@@ -62,8 +72,7 @@ class Health:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                late = time.monotonic() - health._turned > PATIENCE_S
-                self.send_response(503 if late else 200)
+                self.send_response(200 if health.is_good else 503)
                 self.send_header("content-length", "0")
                 self.end_headers()
 
@@ -139,7 +148,8 @@ def _run(settings: Settings, given: argparse.Namespace) -> int:
         engine = make_engine(settings.state_url)
         opened.callback(engine.dispose)
         if settings.deployment_mode == places.STANDARD:
-            opened.enter_context(xds.Server(engine, "0.0.0.0", given.xds_port))
+            server = opened.enter_context(xds.Server(engine, "0.0.0.0", given.xds_port))
+            health.depends_on(server.is_alive)
         watcher = Watcher(str(client.namespace))
         watcher.start()
         opened.callback(watcher.stop)
@@ -151,10 +161,11 @@ def _run(settings: Settings, given: argparse.Namespace) -> int:
             Board(client, clock.now, clock.monotonic),
             leader,
             watcher,
-            partial(places.of, settings, client, engine),
+            partial(places.of, settings, client, engine, guard=leader.guard),
             clock,
             alias.tell if not given.no_registry else _untold,
             partial(_bundle_uri, settings),
+            health.turned,
         )
         opened.callback(reconciler.close)
         log.info("operator of namespace %s, mode %s", client.namespace, settings.deployment_mode)

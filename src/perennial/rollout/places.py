@@ -19,7 +19,7 @@ from perennial.rollout.pinned import Manifests
 from perennial.rollout.podmetrics import PodEvidence
 from perennial.rollout.ports import EvidenceSource, Revisions, Traffic
 from perennial.settings import Settings
-from perennial.store import rollouts
+from perennial.store import fence, rollouts
 
 Broker = create_namespaced_resource("eventing.knative.dev", "v1", "Broker", "brokers")
 BROKER = "default"
@@ -40,11 +40,18 @@ class Adapters:
     close: Callable[[], None]
 
 
-def of(settings: Settings, client: Client, engine: Engine, project: str) -> Adapters:
+def of(
+    settings: Settings,
+    client: Client,
+    engine: Engine,
+    project: str,
+    guard: fence.Guard = fence.free,
+) -> Adapters:
     """The adapters of a project in the mode that the settings say. Raises a PerennialError."""
     manifests = Manifests(engine, settings.root, partial(place, settings, client))
-    make = _standard if settings.deployment_mode == STANDARD else _knative
-    return make(client, engine, project, manifests)
+    if settings.deployment_mode == STANDARD:
+        return _standard(client, engine, project, manifests, guard)
+    return _knative(client, engine, project, manifests)
 
 
 def place(settings: Settings, client: Client, project: str) -> Place:
@@ -89,9 +96,11 @@ def _knative(client: Client, engine: Engine, project: str, manifests: Manifests)
     )
 
 
-def _standard(client: Client, engine: Engine, project: str, manifests: Manifests) -> Adapters:
+def _standard(
+    client: Client, engine: Engine, project: str, manifests: Manifests, guard: fence.Guard
+) -> Adapters:
     edges = standard.EdgePods(client, project)
-    traffic = EnvoyTraffic(project, xds.Rows(engine, project, edges, edge.POD_PORT))
+    traffic = EnvoyTraffic(project, xds.Rows(engine, project, edges, edge.POD_PORT, guard))
     traffic.resume()
     revisions = standard.StandardRevisions(
         client, project, manifests.of, traffic, lambda: rollouts.serving(engine, project)

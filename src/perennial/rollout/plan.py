@@ -55,6 +55,11 @@ def overruled_by(state: RolloutState, history: Sequence[RolloutState]) -> Rollou
     return waiting[0] if waiting and not is_by_hand(state) else None
 
 
+def going_by_hand(history: Sequence[RolloutState]) -> RolloutState | None:
+    """A rollback by hand that is not over."""
+    return next((r for r in history if is_by_hand(r) and not r.phase.over), None)
+
+
 def newest_over(history: Sequence[RolloutState]) -> RolloutState | None:
     """The rollout that ended last, if any moved traffic or tried to."""
     ended = [r for r in history if r.phase in (Phase.PROMOTED, Phase.ROLLED_BACK)]

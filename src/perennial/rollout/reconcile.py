@@ -5,13 +5,14 @@ made anew from it by whoever leads next.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from sqlalchemy import Engine
 
-from perennial.errors import BadInput, PerennialError, Unavailable
+from perennial.errors import BadInput, PerennialError
 from perennial.ledger import Entry, Ledger
 from perennial.project import Rollout
 from perennial.records import Phase, RolloutState, Version
@@ -28,6 +29,10 @@ from perennial.store import rollouts, versions
 log = logging.getLogger(__name__)
 
 EDITED = "serving.edited"
+# After a refusal: the same words may be taken later, but not within a second.
+REST_S = 10.0
+# After this a turn ends, so that the lease is renewed and new wishes are heard.
+LONG_S = 5.0
 
 
 class Changes(Protocol):
@@ -51,9 +56,10 @@ class Desk:
     adapters: Adapters
     controller: Controller
     edits: list[str] = field(default_factory=list)
-    generation: int = 0
+    generations: dict[str, int] = field(default_factory=dict)  # of each InferenceService
     is_dirty: bool = False  # somebody changed its InferenceService
     is_told: bool = False
+    rests_until: float = -math.inf  # by the monotonic clock, after a refusal
 
     @property
     def is_steady(self) -> bool:
@@ -73,6 +79,7 @@ class Reconciler:
         clock: Clock,
         on_promoted: Callable[[RolloutState], None],
         bundle_uri: Callable[[str, str], str],
+        on_worked: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
         self._ledger = Ledger(engine)
@@ -83,8 +90,12 @@ class Reconciler:
         self._clock = clock
         self._on_promoted = on_promoted
         self._bundle_uri = bundle_uri
+        self._on_worked = on_worked
         self._desks: dict[str, Desk] = {}
         self._asked: dict[str, Document] = {}
+        self._unseen: set[str] = set()  # since this process leads
+        self._said: dict[str, str] = {}
+        self._last = ""  # who had a step last
         self._term: int | None = None
 
     def turn(self) -> bool:
@@ -96,8 +107,7 @@ class Reconciler:
         if self._term != self._leader.term:
             self._begin_anew()
         self._answer()
-        for project in self._busy():
-            self._work(project)
+        self._work_all()
         return True
 
     def close(self) -> None:
@@ -108,27 +118,58 @@ class Reconciler:
     def _begin_anew(self) -> None:
         """What another leader did meanwhile stands in the store, not here."""
         self.close()
-        self._term = self._leader.term
         self._board.read()
-        for project in rollouts.projects(self._engine):
-            self._desk(project)
+        self._unseen = set(rollouts.projects(self._engine))
+        # Last: whoever could not read everything begins anew at the next turn.
+        self._term = self._leader.term
 
-    def _busy(self) -> list[str]:
+    def _busy(self) -> set[str]:
         """Projects that have something to do: the others cost neither a query nor a call."""
         known = {p for p, desk in self._desks.items() if not desk.is_steady}
-        return sorted(known | set(rollouts.open_projects(self._engine)))
+        busy = known | self._unseen | set(rollouts.open_projects(self._engine))
+        return {p for p in busy if not self._rests(p)}
+
+    def _work_all(self) -> None:
+        """A step of each project; who had none because others took long comes first next time."""
+        began = self._clock.monotonic()
+        for project in sorted(self._busy(), key=lambda p: (p <= self._last, p)):
+            self._work(project)
+            self._last = project
+            self._on_worked()
+            # An API server that does not answer takes ten seconds for each question.
+            if self._clock.monotonic() - began > LONG_S:
+                return
 
     def _work(self, project: str) -> None:
         try:
             desk = self._desk(project)
             before = rollouts.open_rollout(self._engine, project)
-            desk.controller.tick()
+            self._move(project, desk)
             desk.is_told = False
             self._inspect(project, desk)
             self._show(project, desk, before)
             desk.is_told = True
         except PerennialError as exc:
+            self._say(project, exc)
+
+    def _move(self, project: str, desk: Desk) -> None:
+        """One step; what is refused is shown as what is waited for, and asked again more rarely."""
+        try:
+            desk.controller.tick()
+            self._said.pop(project, None)
+        except BadInput as exc:
+            desk.rests_until = self._clock.monotonic() + REST_S
+            self._say(project, exc)
+
+    def _say(self, project: str, exc: PerennialError) -> None:
+        """Log a trouble once, not at every turn."""
+        if self._said.get(project) != str(exc):
             log.warning("project=%s: %s", project, exc)
+        self._said[project] = str(exc)
+
+    def _rests(self, project: str) -> bool:
+        desk = self._desks.get(project)
+        return bool(desk and desk.is_told and self._clock.monotonic() < desk.rests_until)
 
     def _desk(self, project: str) -> Desk:
         if project not in self._desks:
@@ -143,27 +184,32 @@ class Reconciler:
                 self._clock,
                 on_promoted=self._on_promoted,
                 platform_name=adapters.platform_name,
+                guard=self._leader.guard,
             )
             self._desks[project] = Desk(adapters, controller)
+            self._unseen.discard(project)
         return self._desks[project]
 
     def _learn(self, change: Change) -> None:
         if change.kind == ROLLOUTS[2]:
             self._board.learn(change.name, None if change.gone else change.body)
+            self._asked.pop(change.name, None)
             if not change.gone and not resource.is_ours(change.body):
                 self._asked[change.name] = change.body
             return
         desk = self._desks.get(_project(change))
         generation = 0 if change.gone else int(change.body["metadata"].get("generation", 0))
-        if desk and generation != desk.generation:
-            desk.generation, desk.is_dirty = generation, True
+        if desk and generation != desk.generations.get(change.name, 0):
+            desk.generations[change.name], desk.is_dirty = generation, True
 
     def _inspect(self, project: str, desk: Desk) -> None:
         """Tell once what somebody else changed; it is not taken back."""
         if not desk.is_dirty or not desk.controller.settled:
             return
         going = rollouts.open_rollout(self._engine, project)
-        found = desk.adapters.edits(_allowed(going, self._limits(going)))
+        # What could not be cleared away stands at 0 %, as we put it there.
+        ours: set[int | None] = {0} if desk.controller.untidy else set()
+        found = desk.adapters.edits(ours | _allowed(going, self._limits(going)))
         desk.is_dirty = False
         if found != desk.edits:
             desk.edits = found
@@ -201,10 +247,13 @@ class Reconciler:
                 return
             self._board.make(resource.document(state, called, limits))
         latest = state == history[-1] or not state.phase.over
+        # Until it is settled, what ended last is not all done.
+        unsettled = not desk.controller.settled and state == plan.newest_over(history)
+        is_going = unsettled or not state.phase.over
         look = Look(
             steps=self._steps(state),
             revision=desk.adapters.platform_name(plan.name(state)) if latest else "",
-            waits=desk.controller.problem if not state.phase.over else "",
+            waits=desk.controller.problem if is_going else "",
             edits=desk.edits,
         )
         before = self._board.before(called)
@@ -220,17 +269,20 @@ class Reconciler:
         return Rollout.model_validate_json(text or "{}")
 
     def _answer(self) -> None:
-        """Make wishes of what people asked for."""
-        asked, self._asked = self._asked, {}
-        for name, found in asked.items():
+        """Make wishes of what people asked for; what could not be is asked again."""
+        for name, found in list(self._asked.items()):
             try:
                 self._wish(resource.wish(found))
             except BadInput as exc:
-                before = self._board.before(name)
-                self._board.tell(name, resource.refusal(str(exc), before, self._clock.now()))
-            except Unavailable:
-                self._asked[name] = found
-                raise
+                self._refuse(name, str(exc))
+            del self._asked[name]
+
+    def _refuse(self, name: str, why: str) -> None:
+        before = self._board.before(name)
+        try:
+            self._board.tell(name, resource.refusal(why, before, self._clock.now()))
+        except BadInput as exc:
+            log.warning("ModelRollout %s is refused, and cannot be told so: %s", name, exc)
 
     def _wish(self, wish: Wish) -> None:
         version = versions.by_number(self._engine, wish.project, wish.version)

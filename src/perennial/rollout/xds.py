@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from perennial.errors import PerennialError, Unavailable
 from perennial.rollout import edge
-from perennial.store import edges
+from perennial.store import edges, fence
 
 DOCUMENTS = {"clusters": edge.CDS, "listeners": edge.LDS, "routes": edge.RDS}
 POLL_S = 0.1
@@ -37,11 +37,13 @@ class Rows:
         project: str,
         edges: Callable[[], Mapping[str, str]],
         port: int = edge.POD_PORT,
+        guard: fence.Guard = fence.free,
     ) -> None:
         self._engine = engine
         self._project = project
         self._edges = edges
         self._port = port
+        self._guard = guard
 
     def listener(self) -> edge.Config:
         return edge.listener(edge.operator_source, self._port, edge.ANYWHERE)
@@ -50,7 +52,7 @@ class Rows:
         return edges.read(self._engine, self._project, name)
 
     def write(self, name: str, version: str, body: str) -> None:
-        edges.write(self._engine, self._project, name, version, body)
+        edges.write(self._engine, self._project, name, version, body, self._guard)
 
     def edges(self) -> Mapping[str, str]:
         return self._edges()

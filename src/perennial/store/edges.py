@@ -2,6 +2,7 @@
 
 from sqlalchemy import Engine, delete, insert, select
 
+from perennial.store import fence
 from perennial.store.engine import reading
 from perennial.store.tables import edge_files
 
@@ -15,11 +16,22 @@ def read(engine: Engine, project: str, name: str) -> str | None:
         return connection.execute(query).scalar_one_or_none()
 
 
-def write(engine: Engine, project: str, name: str, version: str, body: str) -> None:
-    """Put a document in the place of the one before; readers see the old one or the new one."""
+def write(
+    engine: Engine,
+    project: str,
+    name: str,
+    version: str,
+    body: str,
+    guard: fence.Guard = fence.free,
+) -> None:
+    """Put a document in the place of the one before; readers see the old one or the new one.
+
+    Raises what the guard raises, and then nothing was written.
+    """
     same = edge_files.c.project == project, edge_files.c.name == name
     values = {"project": project, "name": name, "version": version, "body": body}
     with engine.begin() as connection:
+        guard(connection)
         connection.execute(delete(edge_files).where(*same))
         connection.execute(insert(edge_files).values(values))
 

@@ -2,10 +2,11 @@
 
 from dataclasses import asdict, fields
 
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, insert, select, update
 
-from perennial.errors import LoopBroken
+from perennial.errors import LoopBroken, Unavailable
 from perennial.records import Phase, RolloutState
+from perennial.store import fence
 from perennial.store.engine import reading
 from perennial.store.tables import rollouts
 from perennial.store.tables import serving as served
@@ -59,13 +60,22 @@ def open_rollout(engine: Engine, project: str) -> RolloutState | None:
     return going[0] if going else None
 
 
-def save(engine: Engine, state: RolloutState) -> None:
-    """Write how far a rollout is. Raises LoopBroken when there is no such rollout."""
+def save(engine: Engine, state: RolloutState, guard: fence.Guard = fence.free) -> None:
+    """Write how far a rollout is; what is over stays as it ended.
+
+    Raises LoopBroken when there is no such rollout, Unavailable when another controller ended it
+    or the guard says so.
+    """
     values = asdict(state) | {"phase": str(state.phase)}
+    mine = rollouts.c.id == state.id
     with engine.begin() as connection:
-        done = connection.execute(update(rollouts).where(rollouts.c.id == state.id).values(values))
-        if done.rowcount != 1:
+        guard(connection)
+        stored = _find(connection, mine)
+        if not stored:
             raise LoopBroken(f"rollout {state.id} is saved but was never wished")
+        if stored[0].phase.over and stored[0] != state:
+            raise Unavailable(f"rollout {state.id} is over meanwhile: {stored[0].phase}")
+        connection.execute(update(rollouts).where(mine).values(values))
 
 
 def open_projects(engine: Engine) -> list[str]:
@@ -80,13 +90,6 @@ def projects(engine: Engine) -> list[str]:
     """Every project that ever had a rollout."""
     with reading(engine) as connection:
         return sorted(connection.execute(select(rollouts.c.project).distinct()).scalars())
-
-
-def newest(engine: Engine) -> dict[str, int]:
-    """How far each project's rollouts are, as a number that changes with every new one."""
-    query = select(rollouts.c.project, func.max(rollouts.c.id)).group_by(rollouts.c.project)
-    with reading(engine) as connection:
-        return dict(connection.execute(query).tuples().all())
 
 
 def manifest(engine: Engine, rollout_id: int) -> str:
@@ -119,9 +122,12 @@ def history(engine: Engine, project: str) -> list[RolloutState]:
         return _find(connection, rollouts.c.project == project)
 
 
-def set_serving(engine: Engine, project: str, rollout_id: int) -> None:
-    """Write down that this rollout's version serves from now on."""
+def set_serving(
+    engine: Engine, project: str, rollout_id: int, guard: fence.Guard = fence.free
+) -> None:
+    """Write down that this rollout's version serves from now on. Raises what the guard raises."""
     with engine.begin() as connection:
+        guard(connection)
         order = _order(connection, project)
         # A controller that was killed after this line says it again.
         if order and order[-1] == rollout_id:

@@ -1,0 +1,22 @@
+"""May who writes still write? Its lease is looked at in the transaction of the write itself."""
+
+from collections.abc import Callable
+
+from sqlalchemy import Connection, select
+
+from perennial.errors import Unavailable
+from perennial.store.tables import leases
+
+# Says nothing, or raises Unavailable in the transaction that it is given.
+Guard = Callable[[Connection], None]
+
+
+def free(_connection: Connection) -> None:
+    """Nobody else writes here, as on one machine."""
+
+
+def check(connection: Connection, name: str, number: int | None) -> None:
+    """Nothing, while a lease has this number. Raises Unavailable when another process took it."""
+    query = select(leases.c.fence).where(leases.c.name == name, leases.c.expires > 0)
+    if number is None or connection.execute(query).scalar_one_or_none() != number:
+        raise Unavailable(f"another {name} leads now; this one writes no more")
