@@ -6,11 +6,13 @@ A Knative service has one port; named ``h2c``, everything comes there as HTTP/2 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.errors import ErrorCodes
 from h2.events import (
     ConnectionTerminated,
     DataReceived,
@@ -29,7 +31,7 @@ log = logging.getLogger("perennial.serving")
 PREFACE = b"PRI * HTTP/2.0"
 CALL = "application/grpc"
 # Headers of a connection, which HTTP/2 forbids.
-_HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade"}
+_HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
 
 Headers = list[tuple[str, str]]
 Answer = tuple[Headers, bytes, Headers]
@@ -94,7 +96,7 @@ class Streams(asyncio.Protocol):
         self._calls = calls
         self._connections = connections
         self._tasks = tasks
-        self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
+        self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=False))
         self._open: dict[int, _Stream] = {}
         self._mine: dict[int, asyncio.Task[None]] = {}
         self._room = asyncio.Event()
@@ -140,7 +142,7 @@ class Streams(asyncio.Protocol):
 
     def _take(self, event: Event) -> None:
         if isinstance(event, RequestReceived):
-            self._open[event.stream_id] = _Stream([(str(k), str(v)) for k, v in event.headers])
+            self._open[event.stream_id] = _Stream(_read(event.headers))
         elif isinstance(event, DataReceived):
             self._add(event)
         elif isinstance(event, StreamEnded):
@@ -175,9 +177,16 @@ class Streams(asyncio.Protocol):
         self._tasks.discard(task)
         if not task.cancelled() and task.exception():
             log.error("stream failed", exc_info=task.exception())
-            self._transport.close()
-        elif self._is_ending:
+            self._reset(number)
+        if self._is_ending:
             self.shutdown()
+
+    def _reset(self, number: int) -> None:
+        """End one stream, which others of its connection need not notice."""
+        # What is answered already, or gone with its connection, has nothing to be ended.
+        with suppress(ProtocolError):
+            self._h2.reset_stream(number, ErrorCodes.INTERNAL_ERROR)
+        self._flush()
 
     def _forget(self, number: int) -> None:
         self._open.pop(number, None)
@@ -228,14 +237,21 @@ class Streams(asyncio.Protocol):
             self._transport.write(data)
 
 
-def _told(message: Any) -> Iterable[tuple[str, str]]:
-    pairs = [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in message["headers"]]
-    return [(":status", str(message["status"])), *((k, v) for k, v in pairs if k not in _HOP)]
+def _read(headers: Iterable[Any]) -> Headers:
+    """Headers as text; each byte means one character, so that none of them is a fault."""
+    return [(k.decode("latin-1"), v.decode("latin-1")) for k, v in headers]
+
+
+def _told(message: Any) -> list[tuple[bytes, bytes]]:
+    pairs = [(k.lower(), v) for k, v in message["headers"]]
+    status = (b":status", str(message["status"]).encode())
+    return [status, *((k, v) for k, v in pairs if k not in _HOP)]
 
 
 def _scope(stream: _Stream) -> dict[str, Any]:
     path, _, query = stream.told(":path").partition("?")
-    headers = [(k.encode(), v.encode()) for k, v in stream.headers if not k.startswith(":")]
+    plain = [pair for pair in stream.headers if not pair[0].startswith(":")]
+    headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in plain]
     return {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -243,10 +259,10 @@ def _scope(stream: _Stream) -> dict[str, Any]:
         "method": stream.told(":method"),
         "scheme": stream.told(":scheme") or "http",
         "path": path,
-        "raw_path": path.encode(),
-        "query_string": query.encode(),
+        "raw_path": path.encode("latin-1"),
+        "query_string": query.encode("latin-1"),
         "root_path": "",
-        "headers": [*headers, (b"host", stream.told(":authority").encode())],
+        "headers": [*headers, (b"host", stream.told(":authority").encode("latin-1"))],
         "client": None,
         "server": None,
     }
