@@ -264,6 +264,18 @@ def test_without_a_cluster_that_answers_the_exit_code_is_2(settings, tmp_path, c
     assert code == 2
 
 
+@pytest.mark.parametrize(("launcher", "lacks"), [("kfp", set()), ("job", {"API server"})])
+def test_a_pod_without_a_token_lacks_it_only_where_its_runs_are_jobs(
+    settings, tmp_path, monkeypatch, launcher, lacks
+):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+
+    found = missing(settings.model_copy(update={"launcher": launcher}))
+
+    assert set(found) - {"KFP"} == lacks
+
+
 def test_a_whole_cluster_ends_with_0_and_a_fault_with_2(api, settings, capsys):
     assert doctor.main(settings, "", as_json=True, cluster=True) == 0
     del api.objects[SPACE]
