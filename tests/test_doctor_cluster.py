@@ -214,6 +214,17 @@ def test_a_pod_whose_image_cannot_be_pulled_is_told(api, settings):
     assert seen == "0 of 1 replicas are ready: ImagePullBackOff no such image"
 
 
+def test_what_is_to_be_typed_names_the_namespace(api, settings):
+    api.objects[OPERATOR] = deployment(ready=0)
+    del api.objects[f"{SPACE}/secrets/state"]
+
+    found = {c.name: c for c in cluster.checks(settings.model_copy(update={"namespace": "n"}))}
+
+    assert found["operator"].remedy == "kubectl -n n logs deploy/operator"
+    assert found["secret state"].remedy.startswith("kubectl -n n create secret generic state")
+    assert "kubectl -n n exec deploy/retraining -- " in found["state"].seen
+
+
 def test_a_broker_that_nobody_looks_after_is_told(api, settings):
     api.objects[BROKER] = {"status": {}}
 
