@@ -13,7 +13,10 @@ import servers
 import tiny
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.errors import ErrorCodes
 from h2.events import DataReceived, Event, StreamEnded, StreamReset
+from h2.settings import SettingCodes
+from hyperframe.frame import Frame, GoAwayFrame, RstStreamFrame
 from test_serving import GRPC, contract, loaded, made, one, predictor  # noqa: F401
 
 from perennial.serving.oneport import Streams
@@ -147,6 +150,26 @@ class Wire:
         self.streams.data_received(self.h2.data_to_send())
         return number
 
+    def finish(self, number: int) -> None:
+        """Send what is left of a body."""
+        self.h2.send_data(number, b"rest", end_stream=True)
+        self.streams.data_received(self.h2.data_to_send())
+
+    def take(self, window: int) -> None:
+        """Say how much of each answer is taken before more is asked for."""
+        self.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: window})
+        self.streams.data_received(self.h2.data_to_send())
+
+    def frames(self) -> list[Frame]:
+        """Everything that came back, one by one."""
+        found, left = [], memoryview(self.written)
+        while left:
+            frame, length = Frame.parse_frame_header(left[:9])
+            frame.parse_body(left[9 : 9 + length])
+            found.append(frame)
+            left = left[9 + length :]
+        return found
+
     async def seen(self) -> list[Event]:
         """What came back when nothing is left to do."""
         events: list[Event] = []
@@ -194,3 +217,54 @@ def test_a_header_that_is_no_utf_8_reaches_the_app_byte_for_byte():
 
     bodies = [event.data for event in events if isinstance(event, DataReceived)]
     assert b"".join(bodies) == b"caf\xe9"
+
+
+def test_an_ending_connection_says_so_answers_what_came_and_refuses_what_comes():
+    async def drained() -> tuple[Wire, int, int]:
+        wire = Wire(echo)
+        half = wire.ask("/well", is_whole=False)
+        wire.streams.shutdown()
+        late = wire.ask("/well")
+        wire.finish(half)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return wire, half, late
+
+    wire, half, late = asyncio.run(drained())
+
+    found = wire.frames()
+    resets = [(f.stream_id, f.error_code) for f in found if isinstance(f, RstStreamFrame)]
+    assert {f.last_stream_id for f in found if isinstance(f, GoAwayFrame)} == {half}
+    assert resets == [(late, ErrorCodes.REFUSED_STREAM)]
+    assert [f.stream_id for f in found if "END_STREAM" in f.flags] == [half]
+    assert wire.is_closed
+
+
+def test_an_ending_connection_does_not_wait_for_a_stream_that_its_client_gave_up():
+    async def drained() -> Wire:
+        wire = Wire(echo)
+        half = wire.ask("/well", is_whole=False)
+        wire.streams.shutdown()
+        wire.h2.reset_stream(half)
+        wire.streams.data_received(wire.h2.data_to_send())
+        return wire
+
+    assert asyncio.run(drained()).is_closed
+
+
+def test_an_answer_goes_on_when_settings_alone_enlarge_its_window():
+    async def asked() -> list[Event]:
+        wire = Wire(echo)
+        wire.take(2)
+        wire.ask("/well", (b"x-told", b"much more"))
+        events = await wire.seen()
+        for window in (1, 100):
+            wire.take(window)
+            events += await wire.seen()
+        return events
+
+    events = asyncio.run(asked())
+
+    bodies = [event.data for event in events if isinstance(event, DataReceived)]
+    assert b"".join(bodies) == b"much more"
+    assert of(StreamEnded, events) == [1]

@@ -17,12 +17,14 @@ from h2.events import (
     ConnectionTerminated,
     DataReceived,
     Event,
+    RemoteSettingsChanged,
     RequestReceived,
     StreamEnded,
     StreamReset,
     WindowUpdated,
 )
 from h2.exceptions import ProtocolError
+from hyperframe.frame import GoAwayFrame
 
 from perennial.serving.wire import MAX_BODY
 
@@ -101,7 +103,7 @@ class Streams(asyncio.Protocol):
         self._mine: dict[int, asyncio.Task[None]] = {}
         self._room = asyncio.Event()
         self._transport: Any = None
-        self._is_ending = False
+        self._last: int | None = None  # stream that is still answered, once this ends
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -133,26 +135,40 @@ class Streams(asyncio.Protocol):
         """What is written is bounded by HTTP/2's own windows."""
 
     def shutdown(self) -> None:
-        """End when what was begun is answered."""
-        self._is_ending = True
-        if not self._mine:
-            self._h2.close_connection()
-            self._flush()
-            self._transport.close()
+        """Take no new stream, and end when those that came are answered."""
+        if self._last is None:
+            self._last = self._h2.highest_inbound_stream_id
+            # Said by h2 itself, this would end what is not answered yet.
+            self._write(GoAwayFrame(last_stream_id=self._last).serialize())
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if self._last is None or self._mine or self._open:
+            return
+        self._h2.close_connection(last_stream_id=self._last)
+        self._flush()
+        self._transport.close()
 
     def _take(self, event: Event) -> None:
         if isinstance(event, RequestReceived):
-            self._open[event.stream_id] = _Stream(_read(event.headers))
+            self._accept(event)
         elif isinstance(event, DataReceived):
             self._add(event)
         elif isinstance(event, StreamEnded):
             self._begin(event.stream_id)
-        elif isinstance(event, WindowUpdated):
+        elif isinstance(event, WindowUpdated | RemoteSettingsChanged):
             self._room.set()
         elif isinstance(event, StreamReset):
             self._forget(event.stream_id)
         elif isinstance(event, ConnectionTerminated):
             self._transport.close()
+
+    def _accept(self, event: RequestReceived) -> None:
+        if self._last is None:
+            self._open[event.stream_id] = _Stream(_read(event.headers))
+        else:
+            # Sent before the client read that this is ending: it may safely ask elsewhere.
+            self._h2.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)
 
     def _add(self, event: DataReceived) -> None:
         self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
@@ -178,8 +194,7 @@ class Streams(asyncio.Protocol):
         if not task.cancelled() and task.exception():
             log.error("stream failed", exc_info=task.exception())
             self._reset(number)
-        if self._is_ending:
-            self.shutdown()
+        self._end_if_idle()
 
     def _reset(self, number: int) -> None:
         """End one stream, which others of its connection need not notice."""
@@ -192,6 +207,7 @@ class Streams(asyncio.Protocol):
         self._open.pop(number, None)
         if task := self._mine.get(number):
             task.cancel()
+        self._end_if_idle()
 
     async def _call(self, number: int, stream: _Stream) -> None:
         answer = await self._calls(stream.told(":path"), stream.headers, bytes(stream.body))
@@ -222,7 +238,9 @@ class Streams(asyncio.Protocol):
         """Write a body, no faster than the client takes it."""
         left = memoryview(body)
         while left:
-            room = min(self._h2.local_flow_control_window(number), self._h2.max_outbound_frame_size)
+            # A client that makes its windows smaller may leave less than none.
+            window = max(0, self._h2.local_flow_control_window(number))
+            room = min(window, self._h2.max_outbound_frame_size)
             if room:
                 self._h2.send_data(number, bytes(left[:room]))
                 left = left[room:]
@@ -232,7 +250,9 @@ class Streams(asyncio.Protocol):
                 await self._room.wait()
 
     def _flush(self) -> None:
-        data = self._h2.data_to_send()
+        self._write(self._h2.data_to_send())
+
+    def _write(self, data: bytes) -> None:
         if data and not self._transport.is_closing():
             self._transport.write(data)
 
