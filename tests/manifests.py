@@ -67,11 +67,9 @@ JOBS = (
     | verbs("", "pods/log", "get")
     | verbs("", "events", "list")
 )
-KFP = (
-    verbs("pipelines.kubeflow.org", "runs", "create", "get", "list", "retry", "terminate")
-    | verbs("pipelines.kubeflow.org", "experiments", "create", "get", "list")
-    | verbs("pipelines.kubeflow.org", "pipelines", "create", "get", "list")
-)
+KFP = verbs(
+    "pipelines.kubeflow.org", "runs", "create", "get", "list", "retry", "terminate"
+) | verbs("pipelines.kubeflow.org", "experiments", "create", "list")
 KFP_RUN = (
     verbs("argoproj.io", "workflowtaskresults", "create", "patch")
     | verbs("", "configmaps=kfp-launcher", "get")

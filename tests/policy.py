@@ -451,7 +451,7 @@ def _expression(one: Doc, labels: Mapping[str, str]) -> bool:
 
 
 def buckets(policy: Doc, bucket: str, tenant: str) -> list[str]:
-    """A tenant's rights on its bucket: its own prefix, three verbs, by TLS only."""
+    """A tenant's rights on its bucket: its own prefix, to read, write and list, by TLS only."""
     statements = some(policy.get("Statement") or [], "statement of a bucket policy")
     allows = [one for one in statements if one.get("Effect") == "Allow"]
     faults = [
@@ -463,7 +463,7 @@ def buckets(policy: Doc, bucket: str, tenant: str) -> list[str]:
 
 
 def _allow(one: Doc, bucket: str, tenant: str) -> Iterator[str]:
-    wanted = {"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket"}
+    wanted = {"s3:GetObject", "s3:PutObject", "s3:ListBucket"}
     yield from (f"allows {action}" for action in sorted(set(_list(one.get("Action"))) - wanted))
     yield from (f"has {key}" for key in ("NotAction", "NotResource", "NotPrincipal") if key in one)
     if "*" in str(one.get("Principal", "*")):

@@ -214,6 +214,17 @@ def test_a_pod_whose_image_cannot_be_pulled_is_told(api, settings):
     assert seen == "0 of 1 replicas are ready: ImagePullBackOff no such image"
 
 
+def test_what_is_to_be_typed_names_the_namespace(api, settings):
+    api.objects[OPERATOR] = deployment(ready=0)
+    del api.objects[f"{SPACE}/secrets/state"]
+
+    found = {c.name: c for c in cluster.checks(settings.model_copy(update={"namespace": "n"}))}
+
+    assert found["operator"].remedy == "kubectl -n n logs deploy/operator"
+    assert found["secret state"].remedy.startswith("kubectl -n n create secret generic state")
+    assert "kubectl -n n exec deploy/retraining -- " in found["state"].seen
+
+
 def test_a_broker_that_nobody_looks_after_is_told(api, settings):
     api.objects[BROKER] = {"status": {}}
 
@@ -262,6 +273,18 @@ def test_without_a_cluster_that_answers_the_exit_code_is_2(settings, tmp_path, c
     code = doctor.main(settings, "", as_json=True, cluster=True)
 
     assert code == 2
+
+
+@pytest.mark.parametrize(("launcher", "lacks"), [("kfp", set()), ("job", {"API server"})])
+def test_a_pod_without_a_token_lacks_it_only_where_its_runs_are_jobs(
+    settings, tmp_path, monkeypatch, launcher, lacks
+):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+
+    found = missing(settings.model_copy(update={"launcher": launcher}))
+
+    assert set(found) - {"KFP"} == lacks
 
 
 def test_a_whole_cluster_ends_with_0_and_a_fault_with_2(api, settings, capsys):

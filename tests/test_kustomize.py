@@ -623,6 +623,10 @@ BUCKETS = {
         "reaches arn:aws:s3:::perennial/*",
     ),
     "every verb": (lambda s: s[1].update(Action="s3:*"), "allows s3:*"),
+    "deleting": (
+        lambda s: s[1]["Action"].append("s3:DeleteObject"),
+        "allows s3:DeleteObject",
+    ),
     "whole listing": (lambda s: drop(s[2], "Condition"), "lists what is not the tenant's"),
     "no TLS": (lambda s: s.pop(0), "requests without TLS are not refused"),
 }

@@ -1,6 +1,7 @@
 """A run on a KFP backend ends with a result or a reason, and is found again by whoever asks."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,8 @@ from perennial.retrain.backend import read_spec
 from perennial.retrain.launchers import RunRequest, RunResult
 from perennial.retrain.remote import KfpLauncher
 from perennial.settings import Settings
-from perennial.steps import notify
+from perennial.steps import context, notify
+from perennial.store import lease
 from perennial.store.engine import make_engine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -227,6 +229,16 @@ def test_a_step_that_ended_without_a_word_is_resumed_where_it_failed(cluster, fa
     # The exit handler told of the failure once and is not run again: we tell the end.
     ends = [e.body["state"] for e in ledger.entries("retail", "run.finished")]
     assert ends == ["failed", "succeeded"]
+
+
+def test_a_run_that_was_resumed_lets_its_lease_go_at_its_end(cluster, fake, ledger):
+    engine, name = ledger._engine, context.lease_of_runs("retail")
+    fake.plan["train"] = ["killed", "ok"]
+    fake.acts["train"] = lambda run: lease.hold(engine, name, run.id, 3600, time.time())
+
+    launching(cluster).run(request())
+
+    assert lease.holder(engine, name, time.time()) is None
 
 
 def test_it_is_resumed_twice_and_then_told(cluster, fake, ledger):

@@ -1,13 +1,15 @@
 """A schedule is one recurring run, whatever was there before, and none of its runs is lost."""
 
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kfp_backend import FakeKfp, serving
 
-from perennial.errors import Unavailable
+from perennial.errors import BadInput, Unavailable
 from perennial.retrain import schedules
 from perennial.retrain.answers import Wanted
 from perennial.retrain.backend import Backend
@@ -92,7 +94,7 @@ def test_the_same_schedule_again_asks_and_changes_nothing(backend, fake, experim
     assert told == []
 
 
-def test_a_changed_schedule_is_disabled_deleted_and_made_anew(backend, fake, experiment, daily):
+def test_a_changed_schedule_is_disabled_made_anew_and_deleted(backend, fake, experiment, daily):
     old, _ = reconciled(backend, experiment, daily)
     before = len(fake.requests)
 
@@ -100,7 +102,7 @@ def test_a_changed_schedule_is_disabled_deleted_and_made_anew(backend, fake, exp
 
     assert new.did == "changed"
     assert list(fake.recurring) == [new.id] != [old.id]
-    assert verbs(fake, before) == ["POST:disable", "DELETE", "POST"]
+    assert verbs(fake, before) == ["POST:disable", "POST", "DELETE"]
 
 
 @pytest.mark.parametrize(
@@ -172,3 +174,51 @@ def test_a_run_that_does_not_end_leaves_the_schedule_as_it_was(backend, fake, ex
 
     assert list(fake.recurring) == [old.id]
     assert fake.recurring[old.id].status == "ENABLED"
+
+
+@pytest.mark.parametrize(
+    ("deed", "nth", "wrong"),
+    [
+        ("enable", 2, BadInput("refused")),
+        ("runs", 1, KeyboardInterrupt()),
+        ("recur", 1, BadInput("refused")),
+    ],
+    ids=["disabling the second", "waiting, by Ctrl-C", "making the new one"],
+)
+def test_whatever_breaks_a_change_leaves_the_old_schedules_in_force(
+    backend, fake, experiment, daily, monkeypatch, deed, nth, wrong
+):
+    old = {backend.recur(experiment, daily), backend.recur(experiment, daily)}
+    monkeypatch.setattr(backend, deed, breaking(getattr(backend, deed), nth, wrong))
+
+    with pytest.raises(type(wrong)):
+        reconciled(backend, experiment, hourly(daily))
+
+    assert {one: fake.recurring[one].status for one in fake.recurring} == dict.fromkeys(
+        old, "ENABLED"
+    )
+
+
+def breaking(deed: Callable[..., Any], nth: int, wrong: BaseException) -> Callable[..., Any]:
+    """The same, but for one time that goes wrong."""
+    turns = itertools.count(1)
+
+    def act(*args: Any, **more: Any) -> Any:
+        if next(turns) == nth:
+            raise wrong
+        return deed(*args, **more)
+
+    return act
+
+
+def test_an_old_schedule_that_cannot_be_put_back_is_told_with_the_first_fault(
+    backend, fake, experiment, daily, monkeypatch, caplog
+):
+    old, _ = reconciled(backend, experiment, daily)
+    monkeypatch.setattr(backend, "recur", breaking(backend.recur, 1, BadInput("refused")))
+    monkeypatch.setattr(backend, "enable", breaking(backend.enable, 2, Unavailable("away")))
+
+    with pytest.raises(BadInput, match="refused"):
+        reconciled(backend, experiment, hourly(daily))
+
+    assert f"schedule stays disabled name=retail id={old.id}: away" in caplog.text

@@ -16,15 +16,15 @@ from lightkube.resources.authorization_v1 import SelfSubjectAccessReview
 from lightkube.resources.core_v1 import Namespace, Pod, Secret
 
 from perennial import kube
-from perennial.errors import PerennialError
+from perennial.errors import BadInput, PerennialError
 from perennial.local import argo
 from perennial.local.doctor import Check
-from perennial.settings import Settings
+from perennial.settings import Settings, in_pod
 
 KSERVE = "inferenceservices.serving.kserve.io"
 OLDEST_KSERVE = (0, 20)
 INSTALL = "kubectl apply -k kustomize/overlays/demo"
-IN_POD = "kubectl exec deploy/retraining -- perennial doctor --cluster"
+IN_POD = "exec deploy/retraining -- perennial doctor --cluster"
 ADMIN = "ask an administrator of the cluster, or use another KUBECONFIG"
 SECRETS = {"state": ("url", "tracking-uri"), "event-key": ("event.key",), "artifacts": ()}
 RESTRICTED = "pod-security.kubernetes.io/enforce"
@@ -87,14 +87,26 @@ def checks(settings: Settings) -> list[Check]:
         client = kube.connect(settings.namespace)
         user = _user(client)
     except PerennialError as exc:
-        remedy = "set KUBECONFIG to a file that names a cluster which runs"
-        return [Check("API server", False, str(exc), remedy), *_stores(settings)]
+        return [_unasked(exc, settings), *_stores(settings)]
     found = Check("API server", True, f"{client.config.cluster.server} knows us as {user}")
     if user.startswith("system:serviceaccount:"):
         looks = [_rights(client, needed) for needed in _needed(user, settings)]
     else:
         looks = [_rights(client, PERSON), *_things(client, settings)]
     return [found, *(_looked(*look) for look in looks), *_stores(settings)]
+
+
+def _unasked(fault: PerennialError, settings: Settings) -> Check:
+    """Why the API server told nothing; a pod that leaves its runs to KFP needs no token for it."""
+    if isinstance(fault, BadInput) and settings.launcher == "kfp" and in_pod():
+        return Check("API server", True, "not asked: this pod has no token for it and needs none")
+    remedy = "set KUBECONFIG to a file that names a cluster which runs"
+    return Check("API server", False, str(fault), remedy)
+
+
+def _kubectl(namespace: str, words: str) -> str:
+    """A command as it is typed; without a namespace kubectl means the same as we do."""
+    return f"kubectl -n {namespace} {words}" if namespace else f"kubectl {words}"
 
 
 def _user(client: Client) -> str:
@@ -207,7 +219,8 @@ def _namespace(client: Client) -> Check:
 def _secret(client: Client, name: str) -> Check:
     title, found = f"secret {name}", kube.find(client, Secret, name)
     if found is None:
-        remedy = f"kubectl create secret generic {name} ..., as docs/cluster.md tells"
+        made = _kubectl(client.namespace, f"create secret generic {name} ...")
+        remedy = f"{made}, as docs/cluster.md tells"
         return Check(title, False, "is not there", remedy)
     missing = sorted(set(SECRETS[name]) - set(found.data or {}))
     seen = f"has no {' and no '.join(missing)}" if missing else "is there"
@@ -222,7 +235,8 @@ def _deployment(client: Client, name: str) -> Check:
     wanted = (found.spec.replicas if found.spec else None) or 0
     seen = f"{ready} of {wanted} replicas are ready"
     if ready < wanted:
-        return Check(name, False, f"{seen}{_why(client, name)}", f"kubectl logs deploy/{name}")
+        remedy = _kubectl(client.namespace, f"logs deploy/{name}")
+        return Check(name, False, f"{seen}{_why(client, name)}", remedy)
     return Check(name, True, seen)
 
 
@@ -249,7 +263,7 @@ def _broker(client: Client) -> Check:
 
 def _stores(settings: Settings) -> list[Check]:
     """What the settings name; a laptop names nothing, and cannot reach what only pods reach."""
-    unset = f"is not set here; in a pod: {IN_POD}"
+    unset = f"is not set here; in a pod: {_kubectl(settings.namespace, IN_POD)}"
     looks = [
         ("state", settings.state_url, _state, f"PERENNIAL_STATE_URL {unset}"),
         ("artifacts", settings.artifacts, _artifacts, f"PERENNIAL_ARTIFACTS {unset}"),

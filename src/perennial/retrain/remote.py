@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from sqlalchemy import Engine
+
 from perennial import project as projects
 from perennial.errors import PerennialError, RunFailed, Unavailable
 from perennial.ledger import Ledger
@@ -21,6 +23,7 @@ from perennial.retrain.launchers import Progress, RunRequest, RunResult
 from perennial.retrain.story import Story
 from perennial.settings import Settings
 from perennial.steps import context, notify
+from perennial.store import lease
 from perennial.store.engine import make_engine
 
 log = logging.getLogger(__name__)
@@ -155,7 +158,8 @@ class _End:
 
     def _tell_better(self, reason: str) -> None:
         """The exit handler is not told why a step ended that said nothing itself."""
-        with _ledger(self._settings, self._project) as ledger:
+        with _state(self._settings, self._project) as engine:
+            ledger = Ledger(engine)
             last = ledger.entries(self._project, "run.finished", self._run)[-1]
             if str(last.body["reason"]).startswith(notify.UNTOLD):
                 self._write(ledger, "failed", reason)
@@ -182,10 +186,13 @@ class _End:
         return self._told_late()
 
     def _told_late(self) -> RunResult:
-        """Write what the exit handler did not: it is not run again for a run that was resumed."""
-        with _ledger(self._settings, self._project) as ledger:
+        """Do what the exit handler did not: it is not run again for a run that was resumed."""
+        with _state(self._settings, self._project) as engine:
+            ledger = Ledger(engine)
             reason = notify.verdict(ledger, self._project, self._run)
             self._write(ledger, "succeeded", reason)
+            # The resumed steps took the lease again, that the exit handler had let go.
+            lease.let_go(engine, context.lease_of_runs(self._project), self._run)
         return RunResult(self._run, "succeeded", reason)
 
     def _write(self, ledger: Ledger, state: str, reason: str) -> None:
@@ -209,8 +216,8 @@ class _End:
         return ""
 
     def _fault(self) -> str:
-        with _ledger(self._settings, self._project) as ledger:
-            faults = ledger.entries(self._project, context.FAILED, self._run)
+        with _state(self._settings, self._project) as engine:
+            faults = Ledger(engine).entries(self._project, context.FAILED, self._run)
         if not faults:
             return ""
         return f"step {faults[-1].body['step']} failed: {faults[-1].body['reason']}"
@@ -261,9 +268,9 @@ def _begun(task: Task) -> bool:
 
 
 @contextmanager
-def _ledger(settings: Settings, project: str) -> Iterator[Ledger]:
+def _state(settings: Settings, project: str) -> Iterator[Engine]:
     engine = make_engine(settings.state(project).url)
     try:
-        yield Ledger(engine)
+        yield engine
     finally:
         engine.dispose()

@@ -1,17 +1,20 @@
 """How does a KFP backend come to have the one recurring run that was asked for?
 
 A backend cannot change a recurring run, takes several of one name, and ends the Workflows of one
-that is deleted while their runs stay RUNNING: so an old one is disabled, drained, and deleted
-before the new one is made.
+that is deleted while their runs stay RUNNING: so an old one is disabled and drained before the new
+one is made, and deleted after it; whatever goes wrong before, the old one is in force again.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from perennial.errors import Unavailable
+from perennial.errors import PerennialError, Unavailable
 from perennial.retrain.answers import Recurring, Wanted
 from perennial.retrain.backend import Backend
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 POLL_S = 2.0
@@ -39,18 +42,14 @@ def reconcile(
     Raises Unavailable, with the old ones in force again, when their runs do not end in time.
     """
     found = backend.recurring(experiment, wanted.name)
-    good = [one for one in found if one.is_as(wanted, service_account)]
-    retire(
-        backend,
-        experiment,
-        [one for one in found if one not in good[:1]],
-        patience_s=patience_s,
-        progress=progress,
-    )
-    if good:
-        return Outcome(good[0].id, "unchanged" if len(found) == 1 else "changed")
-    progress(f"making {wanted.name}")
-    return Outcome(backend.recur(experiment, wanted), "changed" if found else "made")
+    good = [one for one in found if one.is_as(wanted, service_account)][:1]
+    old = [one for one in found if one not in good]
+    _pause(backend, experiment, old, patience_s, progress)
+    new = good[0].id if good else _made(backend, experiment, wanted, old, progress)
+    _delete(backend, old, progress)
+    if old:
+        return Outcome(new, "changed")
+    return Outcome(new, "unchanged" if good else "made")
 
 
 def retire(
@@ -62,15 +61,37 @@ def retire(
     progress: Progress,
 ) -> None:
     """Disable recurring runs, wait for what they started, and delete them."""
-    for one in old:
-        progress(f"disabling {one.name} ({one.id})")
-        backend.enable(one.id, False)
+    _pause(backend, experiment, old, patience_s, progress)
+    _delete(backend, old, progress)
+
+
+def _pause(
+    backend: Backend, experiment: str, old: list[Recurring], patience_s: float, progress: Progress
+) -> None:
+    """Let recurring runs start nothing more, and wait for what they started."""
     try:
         for one in old:
+            progress(f"disabling {one.name} ({one.id})")
+            backend.enable(one.id, False)
+        for one in old:
             _drain(backend, experiment, one, patience_s, progress)
-    except Unavailable:
+    except BaseException:  # who waits may well press Ctrl-C
         _restore(backend, old)
         raise
+
+
+def _made(
+    backend: Backend, experiment: str, wanted: Wanted, old: list[Recurring], progress: Progress
+) -> str:
+    progress(f"making {wanted.name}")
+    try:
+        return backend.recur(experiment, wanted)
+    except BaseException:
+        _restore(backend, old)
+        raise
+
+
+def _delete(backend: Backend, old: list[Recurring], progress: Progress) -> None:
     for one in old:
         progress(f"deleting {one.name} ({one.id})")
         backend.delete(one.id)
@@ -97,6 +118,9 @@ def _drain(
 
 
 def _restore(backend: Backend, old: list[Recurring]) -> None:
-    for one in old:
-        if one.enabled:
+    """Put in force again what was; one that cannot be does not keep the others from it."""
+    for one in [one for one in old if one.enabled]:
+        try:
             backend.enable(one.id, True)
+        except PerennialError as exc:
+            log.warning("schedule stays disabled name=%s id=%s: %s", one.name, one.id, exc)

@@ -6,21 +6,25 @@ A Knative service has one port; named ``h2c``, everything comes there as HTTP/2 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.errors import ErrorCodes
 from h2.events import (
     ConnectionTerminated,
     DataReceived,
     Event,
+    RemoteSettingsChanged,
     RequestReceived,
     StreamEnded,
     StreamReset,
     WindowUpdated,
 )
 from h2.exceptions import ProtocolError
+from hyperframe.frame import GoAwayFrame
 
 from perennial.serving.wire import MAX_BODY
 
@@ -29,7 +33,7 @@ log = logging.getLogger("perennial.serving")
 PREFACE = b"PRI * HTTP/2.0"
 CALL = "application/grpc"
 # Headers of a connection, which HTTP/2 forbids.
-_HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade"}
+_HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
 
 Headers = list[tuple[str, str]]
 Answer = tuple[Headers, bytes, Headers]
@@ -94,12 +98,12 @@ class Streams(asyncio.Protocol):
         self._calls = calls
         self._connections = connections
         self._tasks = tasks
-        self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
+        self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=False))
         self._open: dict[int, _Stream] = {}
         self._mine: dict[int, asyncio.Task[None]] = {}
         self._room = asyncio.Event()
         self._transport: Any = None
-        self._is_ending = False
+        self._last: int | None = None  # stream that is still answered, once this ends
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -131,26 +135,40 @@ class Streams(asyncio.Protocol):
         """What is written is bounded by HTTP/2's own windows."""
 
     def shutdown(self) -> None:
-        """End when what was begun is answered."""
-        self._is_ending = True
-        if not self._mine:
-            self._h2.close_connection()
-            self._flush()
-            self._transport.close()
+        """Take no new stream, and end when those that came are answered."""
+        if self._last is None:
+            self._last = self._h2.highest_inbound_stream_id
+            # Said by h2 itself, this would end what is not answered yet.
+            self._write(GoAwayFrame(last_stream_id=self._last).serialize())
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if self._last is None or self._mine or self._open:
+            return
+        self._h2.close_connection(last_stream_id=self._last)
+        self._flush()
+        self._transport.close()
 
     def _take(self, event: Event) -> None:
         if isinstance(event, RequestReceived):
-            self._open[event.stream_id] = _Stream([(str(k), str(v)) for k, v in event.headers])
+            self._accept(event)
         elif isinstance(event, DataReceived):
             self._add(event)
         elif isinstance(event, StreamEnded):
             self._begin(event.stream_id)
-        elif isinstance(event, WindowUpdated):
+        elif isinstance(event, WindowUpdated | RemoteSettingsChanged):
             self._room.set()
         elif isinstance(event, StreamReset):
             self._forget(event.stream_id)
         elif isinstance(event, ConnectionTerminated):
             self._transport.close()
+
+    def _accept(self, event: RequestReceived) -> None:
+        if self._last is None:
+            self._open[event.stream_id] = _Stream(_read(event.headers))
+        else:
+            # Sent before the client read that this is ending: it may safely ask elsewhere.
+            self._h2.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)
 
     def _add(self, event: DataReceived) -> None:
         self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
@@ -175,14 +193,21 @@ class Streams(asyncio.Protocol):
         self._tasks.discard(task)
         if not task.cancelled() and task.exception():
             log.error("stream failed", exc_info=task.exception())
-            self._transport.close()
-        elif self._is_ending:
-            self.shutdown()
+            self._reset(number)
+        self._end_if_idle()
+
+    def _reset(self, number: int) -> None:
+        """End one stream, which others of its connection need not notice."""
+        # What is answered already, or gone with its connection, has nothing to be ended.
+        with suppress(ProtocolError):
+            self._h2.reset_stream(number, ErrorCodes.INTERNAL_ERROR)
+        self._flush()
 
     def _forget(self, number: int) -> None:
         self._open.pop(number, None)
         if task := self._mine.get(number):
             task.cancel()
+        self._end_if_idle()
 
     async def _call(self, number: int, stream: _Stream) -> None:
         answer = await self._calls(stream.told(":path"), stream.headers, bytes(stream.body))
@@ -213,7 +238,9 @@ class Streams(asyncio.Protocol):
         """Write a body, no faster than the client takes it."""
         left = memoryview(body)
         while left:
-            room = min(self._h2.local_flow_control_window(number), self._h2.max_outbound_frame_size)
+            # A client that makes its windows smaller may leave less than none.
+            window = max(0, self._h2.local_flow_control_window(number))
+            room = min(window, self._h2.max_outbound_frame_size)
             if room:
                 self._h2.send_data(number, bytes(left[:room]))
                 left = left[room:]
@@ -223,19 +250,28 @@ class Streams(asyncio.Protocol):
                 await self._room.wait()
 
     def _flush(self) -> None:
-        data = self._h2.data_to_send()
+        self._write(self._h2.data_to_send())
+
+    def _write(self, data: bytes) -> None:
         if data and not self._transport.is_closing():
             self._transport.write(data)
 
 
-def _told(message: Any) -> Iterable[tuple[str, str]]:
-    pairs = [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in message["headers"]]
-    return [(":status", str(message["status"])), *((k, v) for k, v in pairs if k not in _HOP)]
+def _read(headers: Iterable[Any]) -> Headers:
+    """Headers as text; each byte means one character, so that none of them is a fault."""
+    return [(k.decode("latin-1"), v.decode("latin-1")) for k, v in headers]
+
+
+def _told(message: Any) -> list[tuple[bytes, bytes]]:
+    pairs = [(k.lower(), v) for k, v in message["headers"]]
+    status = (b":status", str(message["status"]).encode())
+    return [status, *((k, v) for k, v in pairs if k not in _HOP)]
 
 
 def _scope(stream: _Stream) -> dict[str, Any]:
     path, _, query = stream.told(":path").partition("?")
-    headers = [(k.encode(), v.encode()) for k, v in stream.headers if not k.startswith(":")]
+    plain = [pair for pair in stream.headers if not pair[0].startswith(":")]
+    headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in plain]
     return {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -243,10 +279,10 @@ def _scope(stream: _Stream) -> dict[str, Any]:
         "method": stream.told(":method"),
         "scheme": stream.told(":scheme") or "http",
         "path": path,
-        "raw_path": path.encode(),
-        "query_string": query.encode(),
+        "raw_path": path.encode("latin-1"),
+        "query_string": query.encode("latin-1"),
         "root_path": "",
-        "headers": [*headers, (b"host", stream.told(":authority").encode())],
+        "headers": [*headers, (b"host", stream.told(":authority").encode("latin-1"))],
         "client": None,
         "server": None,
     }
