@@ -3,7 +3,6 @@
 import asyncio
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +82,19 @@ def test_grpc_is_answered_on_the_same_port(front):
     assert done.stdout == separate.stdout
 
 
-def test_many_streams_of_one_connection_are_answered_side_by_side(streams, contract):  # noqa: F811
+def test_many_streams_of_one_connection_are_answered_side_by_side(front, contract):  # noqa: F811
     body = one(contract)
 
-    with ThreadPoolExecutor(16) as pool:
-        found = pool.map(lambda _: streams.post("/v2/models/tiny/infer", json=body), range(200))
+    async def ask() -> list[httpx.Response]:
+        # Of httpx's clients only this one keeps the streams of a connection apart.
+        limits = httpx.Limits(max_connections=1)
+        async with httpx.AsyncClient(
+            base_url=f"http://{front.address}", http1=False, http2=True, timeout=60, limits=limits
+        ) as client:
+            asked = (client.post("/v2/models/tiny/infer", json=body) for _ in range(200))
+            return await asyncio.gather(*asked)
 
-    assert {answer.status_code for answer in found} == {200}
+    assert {answer.status_code for answer in asyncio.run(ask())} == {200}
 
 
 def test_a_body_larger_than_a_window_goes_through(streams, contract):  # noqa: F811
