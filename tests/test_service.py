@@ -320,7 +320,8 @@ def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    url = inbox_server.prepare(tmp_path)
+    url = f"sqlite:///{tmp_path}/state.db"
+    inbox_server.prepare(url)
     code = f"import inbox_server; inbox_server.main({url!r}, {port}, {KEY!r}, False)"
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     child = subprocess.Popen(
