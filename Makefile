@@ -29,7 +29,7 @@ loop: announce ## Run the whole loop on the built-in history: train, serve, drif
 	@.venv/bin/perennial replay $(PROJECT)
 
 test: env ## Run the tests that CI runs, with replays of real histories (20 minutes)
-	@$(PY) -m pytest -q $(PYTEST_ARGS)
+	@tests/run $(PYTEST_ARGS)
 
 test-quick: env ## Run the tests that take seconds (3 minutes)
 	@$(PY) -m pytest -q -m "not slow and not replay and not full and not cluster" $(PYTEST_ARGS)
@@ -40,8 +40,9 @@ test-cluster: env ## Run the tests on a cluster: that of KUBECONFIG, or ../share
 images: ## Build the two container images (IMAGE_BUILDER, or the first of docker, podman, buildah)
 	@images/build
 
-test-full: env ## Run all tests, with whole histories of years (an hour)
+test-full: env ## Run all tests, with whole histories of years and many kills (two hours)
 	@$(PY) -m pytest -q -m "not cluster" $(PYTEST_ARGS)
+	@PERENNIAL_TEST_KILLS=20 PERENNIAL_TEST_AWAY_S=60 PERENNIAL_TEST_PATIENCE_S=180 tests/cluster/run
 
 check: env ## Check format, lint, types, imports, and that generated files are current
 	@$(PY) -m ruff format --check $(wildcard $(CODE))

@@ -82,10 +82,10 @@ class Loop:
         self.image = IMAGE
         template(folder, namespace)
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, kubeconfig: Path | None = None) -> subprocess.Popen[bytes]:
         env = {
             "PATH": os.environ["PATH"],
-            "KUBECONFIG": os.environ["KUBECONFIG"],
+            "KUBECONFIG": str(kubeconfig or os.environ["KUBECONFIG"]),
             "PERENNIAL_NAMESPACE": self.namespace,
             "PERENNIAL_STATE_URL": self.url,
             "PERENNIAL_ROOT": str(self._folder),

@@ -5,12 +5,14 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import operators
 import pytest
+from doors import Door
 from lightkube.types import PatchType
-from operators import ERRORS, GOOD, NEVER_READY, Loop, digest, until
+from operators import ERRORS, GOOD, NEVER_READY, PATIENCE_S, Loop, digest, until
 
 from perennial import kube
 from perennial.errors import BadInput
@@ -18,6 +20,8 @@ from perennial.records import Phase
 from perennial.rollout import controller, manifest
 from perennial.store import lease, rollouts
 
+# 60 in 'make test-full'.
+AWAY_S = float(os.environ.get("PERENNIAL_TEST_AWAY_S", "15"))
 KILLS = int(os.environ.get("PERENNIAL_TEST_KILLS", "4"))
 
 pytestmark = pytest.mark.cluster
@@ -273,6 +277,37 @@ def test_the_second_operator_waits_and_takes_over_when_the_first_is_killed(loop,
     assert str(second.pid) in str(lease.holder(loop.engine, "operator", time.time()))
     second.terminate()
     second.wait(20)
+
+
+def test_an_api_server_that_is_away_changes_nothing_and_is_got_over(
+    loop, numbers, kubeconfig, tmp_path
+):
+    door = Door(Path(kubeconfig), tmp_path)
+    process = loop.start(door.kubeconfig)
+    if not loop.serving():
+        loop.serve(next(numbers))
+    wished = loop.wish(next(numbers))
+    with loop.clients() as said:
+        until(lambda: loop.state(wished).phase is Phase.CANARY, 4 * PATIENCE_S, loop.log)
+        door.shut()
+        # What was under way when it went may still arrive.
+        time.sleep(1)
+        share = loop.percent()
+        time.sleep(AWAY_S)
+        kept = loop.percent(), loop.state(wished).phase
+        why = loop.log()
+        door.open()
+        state = loop.until_over(wished)
+    ended = process.poll()
+    process.terminate()
+    process.wait(20)
+    door.close()
+
+    assert kept == (share, Phase.CANARY)
+    assert "API server" in why
+    assert ended is None, "it got over it without being started again"
+    assert state.phase is Phase.PROMOTED, state.reason
+    assert not [who for who in said if who.startswith("nobody")]
 
 
 @pytest.mark.parametrize("fault", [GOOD, ERRORS], ids=["a good version", "a bad version"])
