@@ -82,9 +82,9 @@ def crd(kubectl: Kubectl) -> None:
     kubectl.run("wait", "--for=condition=Established", "--timeout=60s", "-f", str(path))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def spaces(kubectl: Kubectl) -> Iterator[Callable[[str], str]]:
-    """Makes a restricted namespace; all of them go when the tests are over."""
+    """Makes a restricted namespace; all of them go when the tests of a file are over."""
     made: list[str] = []
 
     def make(purpose: str) -> str:
@@ -100,9 +100,11 @@ def spaces(kubectl: Kubectl) -> Iterator[Callable[[str], str]]:
 
 
 @pytest.fixture
-def space(spaces: Callable[[str], str]) -> str:
-    """A restricted namespace of one test's own."""
-    return spaces("one")
+def space(kubectl: Kubectl, spaces: Callable[[str], str]) -> Iterator[str]:
+    """A restricted namespace of one test's own, and no longer than it."""
+    made = spaces("one")
+    yield made
+    kubectl.run("delete", "namespace", made, "--wait=false", "--ignore-not-found")
 
 
 @pytest.fixture
