@@ -330,3 +330,10 @@ def test_why_uses_the_time_of_the_data_where_an_entry_has_one(tell):
     ]
 
     assert ledger.why(entries)[0] == "v2 (bbbbbbbb) serves churn since 2011-06-06."
+
+
+def test_why_breaks_no_name_at_its_hyphens():
+    for before in range(30, 90):
+        text = "x " * (before // 2) + "retail-predictor-00002"
+
+        assert any("retail-predictor-00002" in line for line in ledger._row("canary", text))

@@ -322,13 +322,19 @@ def _refusal(entry: Entry) -> list[str]:
     record = entry.body["record"]
     broken = "; ".join(r["reason"] for r in record["results"] if not r["passed"])
     text = f"{_short(record['candidate'])}, data up to {_when(record['as_of'])}: {broken}"
-    return textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return _lines(text, "  ", "    ")
 
 
 def _row(label: str, text: str) -> list[str]:
-    indent = " " * (_LABEL + 2)
     first = f"  {label:<{_LABEL}}"
-    return textwrap.wrap(text, _WIDTH, initial_indent=first, subsequent_indent=indent) or [first]
+    return _lines(text, first, " " * (_LABEL + 2)) or [first]
+
+
+def _lines(text: str, first: str, further: str) -> list[str]:
+    """Wrapped between words; a name such as ``retail-predictor-00002`` stays one, to be searched."""
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=first, subsequent_indent=further, break_on_hyphens=False
+    )
 
 
 def _result(result: dict[str, Any]) -> str:
