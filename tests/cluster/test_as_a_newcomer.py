@@ -1,4 +1,7 @@
-"""The README's way onto a cluster, typed as it stands there. Its deletion takes the kind with it, so it goes first."""
+"""The README's way onto a cluster, as it stands there.
+
+Its deletion takes the kind with it, so it goes first.
+"""
 
 import os
 import re
