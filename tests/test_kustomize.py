@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from lightkube.utils.quantity import parse_quantity
 
 from perennial import events, signing
 from perennial import project as projects
@@ -197,6 +198,43 @@ def test_production_keeps_three_of_everything_and_grows_under_load():
     assert set(counts) == {"operator", "retraining"}
     assert min(counts.values()) >= 3
     assert scaled == {"retraining": 3}
+    read = settings_of(docs)
+    assert (read.min_replicas, read.max_replicas) == (3, 6)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_servers_have_a_disruption_budget_and_a_quota_that_bears_two_versions(overlay):
+    docs = rendered(overlay)
+    budget = one(docs, "PodDisruptionBudget", "serving")["spec"]
+    servers = "serving.kserve.io/inferenceservice"
+    assert budget["selector"] == {"matchExpressions": [{"key": servers, "operator": "Exists"}]}
+    assert budget["maxUnavailable"] == 1
+
+    most = one(docs, "ResourceQuota", "tenant")["spec"]["hard"]
+    scaled = {
+        d["spec"]["scaleTargetRef"]["name"]: d["spec"]["maxReplicas"]
+        for d in policy.kinds(docs, "HorizontalPodAutoscaler")
+    }
+    pods = [
+        (d["spec"]["template"]["spec"], scaled.get(d["metadata"]["name"], d["spec"]["replicas"]))
+        for d in policy.kinds(docs, "Deployment")
+    ]
+    template = manifest.load(ROOT, "retail")["spec"]["predictor"]
+    copies = settings_of(docs).max_replicas or template["maxReplicas"]
+    # Beside each server a proxy of Knative's, which the LimitRange bounds.
+    proxy = {"resources": {"limits": {"cpu": "1"}}}
+    pods.append(({"containers": [*template["containers"], proxy]}, 2 * copies))
+    cpus = sum(
+        count * parse_quantity(c["resources"]["limits"]["cpu"])
+        for pod, count in pods
+        for c in pod["containers"]
+    )
+    # One step of a pipeline beside them, with what Argo puts into its pod.
+    assert cpus + 4 <= parse_quantity(most["limits.cpu"])
+
+
+def settings_of(docs: list[Doc]) -> Settings:
+    return Settings.load(one(docs, "ConfigMap", "settings")["data"])
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -151,6 +151,22 @@ class Settings(BaseModel):
     serving_image: Annotated[
         str, Field(description="Image of the runtime environment: predictor and transformer.")
     ] = f"perennial-serving:{__version__}-python3.11"
+    min_replicas: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Least copies of each version's servers on a cluster, from its next rollout"
+            " on; none means what its InferenceService file says.",
+        ),
+    ] = None
+    max_replicas: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Most copies of each version's servers under load; none means what its"
+            " InferenceService file says.",
+        ),
+    ] = None
     code_commit: Annotated[
         str, Field(description="Commit of the code, where there is no git checkout to ask.")
     ] = ""

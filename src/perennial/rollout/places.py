@@ -14,7 +14,7 @@ from perennial.rollout import edge, standard, xds
 from perennial.rollout.envoy import EnvoyTraffic
 from perennial.rollout.evidence import EnvoyEvidence
 from perennial.rollout.knative import KnativeService
-from perennial.rollout.manifest import Place
+from perennial.rollout.manifest import Place, Scale
 from perennial.rollout.pinned import Manifests
 from perennial.rollout.podmetrics import PodEvidence
 from perennial.rollout.ports import EvidenceSource, Revisions, Traffic
@@ -48,7 +48,8 @@ def of(
     guard: fence.Guard = fence.free,
 ) -> Adapters:
     """The adapters of a project in the mode that the settings say. Raises a PerennialError."""
-    manifests = Manifests(engine, settings.root, partial(place, settings, client))
+    scale = Scale(settings.min_replicas, settings.max_replicas)
+    manifests = Manifests(engine, settings.root, partial(place, settings, client), scale)
     if settings.deployment_mode == STANDARD:
         return _standard(client, engine, project, manifests, guard)
     return _knative(client, engine, project, manifests)
