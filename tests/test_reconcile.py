@@ -195,6 +195,27 @@ def test_words_are_told_every_few_seconds_and_moves_at_once(world):
     assert world.status("tiny-v2")["weight"] == 10
 
 
+def test_why_a_candidate_was_not_started_yet_is_told_until_it_is(world):
+    world.wish(1)
+    world.turn(4)
+    revisions = world.place().revisions
+    start = revisions.start
+
+    def not_yet(state: RolloutState) -> None:
+        raise Unavailable("v2 waits until KServe notes that v1 has all traffic")
+
+    revisions.start = not_yet  # type: ignore[method-assign]
+    world.wish(2)
+    world.turn(3)
+
+    going = next(c for c in world.status("tiny-v2")["conditions"] if c["type"] == "Progressing")
+    assert "until KServe notes" in going["message"]
+    assert world.place().traffic.now == {"v1": 100}
+    revisions.start = start  # type: ignore[method-assign]
+    world.turn(12)
+    assert world.status("tiny-v2")["phase"] == "Promoted"
+
+
 def test_what_was_not_told_because_nobody_answered_is_told_later(world):
     world.turn(1)
     world.client.down = True
