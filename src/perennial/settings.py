@@ -151,6 +151,14 @@ class Settings(BaseModel):
     serving_image: Annotated[
         str, Field(description="Image of the runtime environment: predictor and transformer.")
     ] = f"perennial-serving:{__version__}-python3.11"
+    sink: Annotated[
+        str,
+        Field(
+            pattern=r"^(https?://\S+)?$",
+            description="URL that takes drift events from servers on a cluster; empty means the"
+            " Broker `default` of the namespace, which a first rollout then waits for.",
+        ),
+    ] = ""
     min_replicas: Annotated[
         int | None,
         Field(

@@ -91,6 +91,8 @@ class Loop:
             "PERENNIAL_ROOT": str(self._folder),
             "PERENNIAL_HOME": str(self._folder),
             "PERENNIAL_SERVING_IMAGE": self.image,
+            # Small servers see no drift, and their namespace has no Broker.
+            "PERENNIAL_SINK": "http://nobody.invalid/",
         }
         command = [sys.executable, "-m", "perennial.rollout.operator", "--health-port=0"]
         log = (self._folder / "operator.log").open("ab")
