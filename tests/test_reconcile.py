@@ -15,12 +15,12 @@ from perennial.errors import BadInput, Unavailable
 from perennial.ledger import Ledger
 from perennial.records import Evidence, Phase, RolloutState
 from perennial.rollout.board import Board
-from perennial.rollout.leader import Leader
 from perennial.rollout.places import Adapters
 from perennial.rollout.reconcile import Reconciler
 from perennial.rollout.watch import Change
 from perennial.store import lease, rollouts, versions
 from perennial.store.engine import make_engine
+from perennial.store.lease import Leader
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -106,7 +106,7 @@ class World:
         return Reconciler(
             self.engine,
             board,
-            Leader(self.engine, holder, lambda: self.clock.seconds),
+            Leader(self.engine, "operator", holder, 15.0, lambda: self.clock.seconds),
             self.changes,
             lambda project: self.place(project).adapters(),
             self.clock,

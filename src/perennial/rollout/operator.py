@@ -22,15 +22,16 @@ from perennial.errors import BadInput, PerennialError, Unavailable
 from perennial.records import RolloutState
 from perennial.rollout import places, plan, xds
 from perennial.rollout.board import Board
-from perennial.rollout.leader import Leader
 from perennial.rollout.reconcile import Reconciler
 from perennial.rollout.watch import Watcher
 from perennial.settings import Settings
 from perennial.store.engine import make_engine
+from perennial.store.lease import Leader
 
 log = logging.getLogger(__name__)
 
 XDS_PORT, HEALTH_PORT = 8081, 8082
+LEASE, LEASE_S = "operator", 15.0
 TURN_S = 0.5
 IDLE_S = 2.0
 PATIENCE_S = 60.0
@@ -153,8 +154,9 @@ def _run(settings: Settings, given: argparse.Namespace) -> int:
         watcher = Watcher(str(client.namespace))
         watcher.start()
         opened.callback(watcher.stop)
-        leader = Leader(engine, f"{socket.gethostname()}-{os.getpid()}", time.time)
-        opened.callback(leader.let_go)
+        holder = f"{socket.gethostname()}-{os.getpid()}"
+        leader = Leader(engine, LEASE, holder, LEASE_S, time.time)
+        opened.callback(leader.resign)
         clock = SystemClock()
         reconciler = Reconciler(
             engine,

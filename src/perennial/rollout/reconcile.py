@@ -19,12 +19,13 @@ from perennial.records import Phase, RolloutState, Version
 from perennial.rollout import plan, resource
 from perennial.rollout.board import Board
 from perennial.rollout.controller import Controller
-from perennial.rollout.leader import Leader, LedRevisions, LedTraffic
+from perennial.rollout.led import LedRevisions, LedTraffic
 from perennial.rollout.places import Adapters
 from perennial.rollout.ports import Clock
 from perennial.rollout.resource import Document, Look, Wish
 from perennial.rollout.watch import ROLLOUTS, Change
 from perennial.store import rollouts, versions
+from perennial.store.lease import Leader
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class Reconciler:
         """Look at everything that moves, once; says whether this process leads."""
         for change in self._changes.take():
             self._learn(change)
-        if not self._leader.hold():
+        if not self._leader.leads():
             return False
         if self._term != self._leader.term:
             self._begin_anew()
