@@ -94,7 +94,9 @@ class Loop:
             # Small servers see no drift, and their namespace has no Broker.
             "PERENNIAL_SINK": "http://nobody.invalid/",
         }
+        # No registry knows these versions, so MLflow would be told again and again.
         command = [sys.executable, "-m", "perennial.rollout.operator", "--health-port=0"]
+        command += ["--no-registry"]
         log = (self._folder / "operator.log").open("ab")
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=ROOT)
         log.close()
