@@ -175,6 +175,14 @@ class Settings(BaseModel):
             " InferenceService file says.",
         ),
     ] = None
+    keep_rollouts: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="ModelRollouts of a project that the operator keeps when they are over;"
+            " it deletes older ones of its own making, the ledger keeps their story.",
+        ),
+    ] = 50
     code_commit: Annotated[
         str, Field(description="Commit of the code, where there is no git checkout to ask.")
     ] = ""

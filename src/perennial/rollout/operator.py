@@ -145,6 +145,7 @@ def _run(settings: Settings, given: argparse.Namespace) -> int:
             champion.promoted,
             partial(_bundle_uri, settings),
             health.turned,
+            settings.keep_rollouts,
         )
         opened.callback(reconciler.close)
         log.info("operator of namespace %s, mode %s", client.namespace, settings.deployment_mode)
