@@ -4,6 +4,7 @@ import base64
 import copy
 import json
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from perennial.records import DriftReport, FeatureDrift, Phase, RolloutState
 from perennial.retrain import job, launchers, service
 from perennial.rollout import manifest
 from perennial.settings import Settings
+from pipelines import _cluster
 from tests import policy
 from tests.manifests import (
     BUCKET,
@@ -360,6 +362,32 @@ def test_the_job_that_the_launcher_makes_is_restricted_and_fits_the_policies(set
     assert policy.restricted(pod) == []
     assert (pod.account, pod.has_token) == ("pipeline-run", False)
     assert ours("pipeline-run").labels.items() <= labels.items()
+
+
+@pytest.mark.parametrize("image", ["components", "kserve"])
+def test_every_pod_may_write_to_the_home_of_its_image(settings, image):
+    """Its root is read-only: a home that is mounted elsewhere would be found out by a library."""
+    [home] = re.findall(r"HOME=(\S+)", (ROOT / image / "Containerfile").read_text())
+    asked = launchers.RunRequest(Path("projects/retail.yaml"))
+    made = job.manifest(settings, asked, "retail", "retail-1").to_dict()
+    folders = ("demo", "demo-standard", "production")
+    docs = [*(d for one in folders for d in rendered(one)), *templates(), {"kind": "Job", **made}]
+    which = "perennial-serving" if image == "kserve" else "perennial"
+
+    containers = [c for pod in policy.pods(docs) for c in pod.containers if is_of(c, which)]
+
+    assert len(containers) >= 6
+    for container in containers:
+        assert home in {mount["mountPath"] for mount in container["volumeMounts"]}
+        told = {one["name"]: one.get("value") for one in container.get("env", [])}
+        assert told.get("HOME", home) == home
+    assert home == _cluster.WORK
+    read = settings_of(rendered("demo"))
+    assert read.home.is_relative_to(home)
+
+
+def is_of(container: Doc, image: str) -> bool:
+    return str(container.get("image", "")).rpartition("/")[2].partition(":")[0] == image
 
 
 def test_the_steps_of_the_pipeline_ask_for_restricted_pods():
