@@ -73,7 +73,7 @@ kept = {path.name: path.read_bytes() for path in (here / "model").iterdir()}
 kept.pop("manifest.json")
 lineage = bundle.parts(here).lineage
 kept["lineage.json"] = bundle.lineage_json(replace(lineage, seed=lineage.seed + 1))
-folder = Path(f"/work/bench-{time.time_ns()}")
+folder = Path(f"/home/perennial/bench-{time.time_ns()}")
 digest = bundle.close(folder, kept)
 Folder(state.artifacts("bundles")).keep(folder, bundle.name_of(digest))
 made = versions.next_version(engine, "retail", digest, "bench", lineage.as_of)

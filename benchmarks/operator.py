@@ -215,6 +215,7 @@ def _operator(folder: Path, server: str, url: str) -> Iterator[subprocess.Popen[
         "PERENNIAL_STATE_URL": url,
         "PERENNIAL_ROOT": str(ROOT),
         "PERENNIAL_HOME": str(folder),
+        "PERENNIAL_SINK": "http://nobody.invalid/",
     }
     # One core, as a pod has it; telling MLflow is another process and not measured.
     command = ["taskset", "-c", "0", sys.executable, "-m", "perennial.rollout.operator"]

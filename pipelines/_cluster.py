@@ -14,7 +14,7 @@ ARTIFACTS = (
     "AWS_DEFAULT_REGION",
 )
 SETTINGS = ("PERENNIAL_ARTIFACTS", "PERENNIAL_HOME")
-WORK = "/work"
+WORK = "/home/perennial"
 PROJECTS = "/opt/perennial/projects"
 LABELS = {
     "app.kubernetes.io/name": "perennial",

@@ -50,7 +50,7 @@ def verbs(group: str, resource: str, *names: str) -> set[policy.Right]:
 
 
 OPERATOR = (
-    verbs("perennial.dev", "modelrollouts", "list", "watch", "create")
+    verbs("perennial.dev", "modelrollouts", "list", "watch", "create", "delete")
     | verbs("perennial.dev", "modelrollouts/status", "patch")
     | verbs("serving.kserve.io", "inferenceservices", "get", "list", "watch", "create", "update")
     | verbs("serving.kserve.io", "inferenceservices", "delete")

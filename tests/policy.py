@@ -225,7 +225,8 @@ def _step(container: Doc, platform: Doc) -> Iterator[str]:
 
 def workloads(docs: list[Doc]) -> list[str]:
     """Deployments survive a node: probes, spread, a budget for disruptions."""
-    budgets = [d["spec"]["selector"]["matchLabels"] for d in kinds(docs, "PodDisruptionBudget")]
+    selectors = [d["spec"]["selector"] for d in kinds(docs, "PodDisruptionBudget")]
+    budgets = [selector.get("matchLabels", {}) for selector in selectors]
     return [
         f"{name(doc)}: {fault}"
         for doc in some(kinds(docs, "Deployment"), "Deployment")

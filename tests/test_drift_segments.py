@@ -47,6 +47,16 @@ def test_missing_values_and_codes_survive(place: str):
     np.testing.assert_array_equal(segments.read(place, tiny.START).matrix, served.matrix)
 
 
+def test_copies_whose_processes_have_one_id_do_not_write_over_each_other(place: str):
+    """Of dozens of copies and restarts in a window, two tokens of 16 bits would meet some day."""
+    copies = [segments.Writer.new(place, "v1", NAMES) for _ in range(3)]
+    for hour, copy in enumerate(copies, start=1):
+        copy.write(window(hour))
+
+    assert len(segments.read(place, tiny.START)) == 6
+    assert all(len(copy.stem.rpartition("-")[2]) >= 8 for copy in copies)
+
+
 def test_parts_of_all_revisions_are_read_together_and_own_ones_apart(place: str):
     first = segments.Writer.new(place, "v1", NAMES)
     second = segments.Writer.new(place, "v2", NAMES)

@@ -4,12 +4,14 @@ import base64
 import copy
 import json
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from lightkube.utils.quantity import parse_quantity
 
 from perennial import events, signing
 from perennial import project as projects
@@ -17,6 +19,7 @@ from perennial.records import DriftReport, FeatureDrift, Phase, RolloutState
 from perennial.retrain import job, launchers, service
 from perennial.rollout import manifest
 from perennial.settings import Settings
+from pipelines import _cluster
 from tests import policy
 from tests.manifests import (
     BUCKET,
@@ -197,6 +200,43 @@ def test_production_keeps_three_of_everything_and_grows_under_load():
     assert set(counts) == {"operator", "retraining"}
     assert min(counts.values()) >= 3
     assert scaled == {"retraining": 3}
+    read = settings_of(docs)
+    assert (read.min_replicas, read.max_replicas) == (3, 6)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_servers_have_a_disruption_budget_and_a_quota_that_bears_two_versions(overlay):
+    docs = rendered(overlay)
+    budget = one(docs, "PodDisruptionBudget", "serving")["spec"]
+    servers = "serving.kserve.io/inferenceservice"
+    assert budget["selector"] == {"matchExpressions": [{"key": servers, "operator": "Exists"}]}
+    assert budget["maxUnavailable"] == 1
+
+    most = one(docs, "ResourceQuota", "tenant")["spec"]["hard"]
+    scaled = {
+        d["spec"]["scaleTargetRef"]["name"]: d["spec"]["maxReplicas"]
+        for d in policy.kinds(docs, "HorizontalPodAutoscaler")
+    }
+    pods = [
+        (d["spec"]["template"]["spec"], scaled.get(d["metadata"]["name"], d["spec"]["replicas"]))
+        for d in policy.kinds(docs, "Deployment")
+    ]
+    template = manifest.load(ROOT, "retail")["spec"]["predictor"]
+    copies = settings_of(docs).max_replicas or template["maxReplicas"]
+    # Beside each server a proxy of Knative's, which the LimitRange bounds.
+    proxy = {"resources": {"limits": {"cpu": "1"}}}
+    pods.append(({"containers": [*template["containers"], proxy]}, 2 * copies))
+    cpus = sum(
+        count * parse_quantity(c["resources"]["limits"]["cpu"])
+        for pod, count in pods
+        for c in pod["containers"]
+    )
+    # One step of a pipeline beside them, with what Argo puts into its pod.
+    assert cpus + 4 <= parse_quantity(most["limits.cpu"])
+
+
+def settings_of(docs: list[Doc]) -> Settings:
+    return Settings.load(one(docs, "ConfigMap", "settings")["data"])
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -322,6 +362,32 @@ def test_the_job_that_the_launcher_makes_is_restricted_and_fits_the_policies(set
     assert policy.restricted(pod) == []
     assert (pod.account, pod.has_token) == ("pipeline-run", False)
     assert ours("pipeline-run").labels.items() <= labels.items()
+
+
+@pytest.mark.parametrize("image", ["components", "kserve"])
+def test_every_pod_may_write_to_the_home_of_its_image(settings, image):
+    """Its root is read-only: a home that is mounted elsewhere would be found out by a library."""
+    [home] = re.findall(r"HOME=(\S+)", (ROOT / image / "Containerfile").read_text())
+    asked = launchers.RunRequest(Path("projects/retail.yaml"))
+    made = job.manifest(settings, asked, "retail", "retail-1").to_dict()
+    folders = ("demo", "demo-standard", "production")
+    docs = [*(d for one in folders for d in rendered(one)), *templates(), {"kind": "Job", **made}]
+    which = "perennial-serving" if image == "kserve" else "perennial"
+
+    containers = [c for pod in policy.pods(docs) for c in pod.containers if is_of(c, which)]
+
+    assert len(containers) >= 6
+    for container in containers:
+        assert home in {mount["mountPath"] for mount in container["volumeMounts"]}
+        told = {one["name"]: one.get("value") for one in container.get("env", [])}
+        assert told.get("HOME", home) == home
+    assert home == _cluster.WORK
+    read = settings_of(rendered("demo"))
+    assert read.home.is_relative_to(home)
+
+
+def is_of(container: Doc, image: str) -> bool:
+    return str(container.get("image", "")).rpartition("/")[2].partition(":")[0] == image
 
 
 def test_the_steps_of_the_pipeline_ask_for_restricted_pods():

@@ -1,12 +1,18 @@
 """What a cluster is told to run for one revision."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 from adapters import rollout
 
 from perennial.errors import BadInput
+from perennial.records import Phase
 from perennial.rollout import manifest
-from perennial.rollout.manifest import Place
+from perennial.rollout.manifest import Place, Scale
+from perennial.rollout.pinned import Manifests
+from perennial.store import rollouts
+from perennial.store.engine import make_engine
 
 PLACE = Place("home", "Knative", "images/serving:1", "s3://b/retail/segments", "http://broker/")
 
@@ -80,6 +86,100 @@ def test_each_difference_is_told_with_its_key(made):
         "spec.predictor.maxReplicas is 3, applied was 1",
         "spec.predictor.containers[1].image is 'other:1', applied was 'images/serving:1'",
     ]
+
+
+@pytest.mark.parametrize(
+    ("scale", "counts"),
+    [
+        pytest.param(Scale(), (1, 1), id="as the file says"),
+        pytest.param(Scale(3, 6), (3, 6), id="both"),
+        pytest.param(Scale(most=4), (1, 4), id="more under load only"),
+    ],
+)
+def test_settings_say_in_how_many_copies_all_components_run(made, scale, counts):
+    made["spec"]["transformer"] = {"minReplicas": 1, "maxReplicas": 1}
+
+    scaled = manifest.scaled(made, scale)
+
+    for component in ("predictor", "transformer"):
+        found = scaled["spec"][component]
+        assert (found["minReplicas"], found["maxReplicas"]) == counts
+    assert made["spec"]["predictor"]["maxReplicas"] == 1
+    assert manifest.scaled(scaled, scale) == scaled
+
+
+def test_more_copies_at_least_than_at_most_are_refused(made):
+    with pytest.raises(BadInput, match="at least 3 and at most 1 copies; set PERENNIAL_MIN"):
+        manifest.scaled(made, Scale(least=3))
+
+    made["spec"]["predictor"]["maxReplicas"] = 0
+    assert manifest.scaled(made, Scale(least=3))["spec"]["predictor"]["minReplicas"] == 3
+
+
+@pytest.mark.parametrize("today", [Scale(), Scale(2, 4)], ids=["unset now", "others now"])
+def test_copies_that_other_settings_asked_for_are_no_edit_and_somebodys_are(made, today):
+    live = manifest.scaled(made, Scale(3, 6))
+    wanted = manifest.scaled(made, today)
+
+    assert manifest.differences(wanted, live) == []
+    live["spec"]["predictor"]["minReplicas"] = 5
+    assert manifest.differences(wanted, live) == ["spec.predictor.minReplicas is 5, applied was 3"]
+
+
+def test_an_annotation_that_somebody_spoiled_breaks_nothing(made):
+    live = manifest.scaled(made, Scale())
+    live["metadata"]["annotations"][manifest.REPLICAS] = "many"
+
+    assert manifest.differences(made, live) == []
+
+
+def test_copies_are_spread_where_the_mode_takes_that(root):
+    def constraints(template, mode):
+        made = manifest.render(template, rollout(7), replace(PLACE, mode=mode))
+        return made["spec"]["predictor"].get("topologySpreadConstraints")
+
+    template = manifest.load(root, "retail")
+    spread = constraints(template, "Standard")
+    assert [c["topologyKey"] for c in spread] == [
+        "kubernetes.io/hostname",
+        "topology.kubernetes.io/zone",
+    ]
+    assert {c["whenUnsatisfiable"] for c in spread} == {"ScheduleAnyway"}
+    mine = {"perennial.dev/project": "retail", "perennial.dev/revision": "v7"}
+    assert all(c["labelSelector"]["matchLabels"] == mine for c in spread)
+    # Knative refuses the field unless its administrator allows it.
+    assert constraints(template, "Knative") is None
+    template["spec"]["predictor"]["topologySpreadConstraints"] = []
+    assert constraints(template, "Standard") == []
+
+
+def test_a_rollback_runs_what_had_earned_its_traffic_in_as_many_copies_as_are_asked_for_now(
+    root, tmp_path
+):
+    engine = make_engine(f"sqlite:///{tmp_path}/state.db")
+    first = wished(engine, 1)
+    old = Manifests(engine, root, lambda _: PLACE).of(first)
+    rollouts.save(engine, replace(first, phase=Phase.PROMOTED))
+    again = wished(engine, 1, run_id="rollback by hand 2")
+
+    place = replace(PLACE, image="images/serving:2")
+    manifests = Manifests(engine, root, lambda _: place, Scale(3, 6))
+    new = manifests.of(again)
+
+    assert new == manifest.scaled(old, Scale(3, 6)) != old
+    assert manifest.differences(manifests.pinned(first.id), new) == []
+    engine.dispose()
+
+
+def wished(engine, version, run_id="run"):
+    return rollouts.wish(
+        engine,
+        project="retail",
+        version=version,
+        digest=f"sha256:{version}",
+        bundle_uri="",
+        run_id=run_id,
+    )
 
 
 def test_a_file_without_our_containers_is_refused(tmp_path):

@@ -15,13 +15,14 @@ from perennial.errors import BadInput, Unavailable
 from perennial.ledger import Ledger
 from perennial.records import Evidence, Phase, RolloutState
 from perennial.rollout.board import Board
-from perennial.rollout.leader import Leader
 from perennial.rollout.places import Adapters
 from perennial.rollout.reconcile import Reconciler
 from perennial.rollout.watch import Change
 from perennial.store import lease, rollouts, versions
 from perennial.store.engine import make_engine
+from perennial.store.lease import Leader
 
+KEEP = 3
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -32,6 +33,7 @@ class FakeClient:
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     down: bool = False
+    undeletable: str = ""
 
     def list(self, kind: Any) -> list[dict[str, Any]]:
         self._ask("list")
@@ -44,6 +46,12 @@ class FakeClient:
     def apply(self, told: Any, force: bool) -> None:
         self._ask(f"tell {told['metadata']['name']}")
         self.objects[told["metadata"]["name"]]["status"] = told["status"]
+
+    def delete(self, kind: Any, name: str, namespace: str | None) -> None:
+        self._ask(f"delete {name}")
+        if self.undeletable:
+            raise Unavailable(self.undeletable)
+        self.objects.pop(name, None)
 
     def _ask(self, what: str) -> None:
         if self.down:
@@ -106,13 +114,14 @@ class World:
         return Reconciler(
             self.engine,
             board,
-            Leader(self.engine, holder, lambda: self.clock.seconds),
+            Leader(self.engine, "operator", holder, 15.0, lambda: self.clock.seconds),
             self.changes,
             lambda project: self.place(project).adapters(),
             self.clock,
             lambda state: None,
             lambda project, digest: f"s3://b/{project}/{digest}",
             lambda: self.alive.append(self.clock.seconds),
+            KEEP,
         )
 
     def place(self, project: str = "tiny") -> FakePlace:
@@ -193,6 +202,72 @@ def test_words_are_told_every_few_seconds_and_moves_at_once(world):
     revisions.ready = ready  # type: ignore[method-assign]
     world.turn(1)
     assert world.status("tiny-v2")["weight"] == 10
+
+
+def test_why_a_candidate_was_not_started_yet_is_told_until_it_is(world):
+    world.wish(1)
+    world.turn(4)
+    revisions = world.place().revisions
+    start = revisions.start
+
+    def not_yet(state: RolloutState) -> None:
+        raise Unavailable("v2 waits until KServe notes that v1 has all traffic")
+
+    revisions.start = not_yet  # type: ignore[method-assign]
+    world.wish(2)
+    world.turn(3)
+
+    going = next(c for c in world.status("tiny-v2")["conditions"] if c["type"] == "Progressing")
+    assert "until KServe notes" in going["message"]
+    assert world.place().traffic.now == {"v1": 100}
+    revisions.start = start  # type: ignore[method-assign]
+    world.turn(12)
+    assert world.status("tiny-v2")["phase"] == "Promoted"
+
+
+def serve_all(world: World, numbers: range) -> None:
+    for version in numbers:
+        world.wish(version)
+        world.turn(12)
+
+
+def test_old_resources_are_deleted_and_what_serves_keeps_its_own(world):
+    serve_all(world, range(1, 6))
+    assert set(world.client.objects) == {"tiny-v3", "tiny-v4", "tiny-v5"}
+    world.place().revisions.refused = "no"
+    serve_all(world, range(6, 11))
+
+    assert set(world.client.objects) == {"tiny-v5", "tiny-v8", "tiny-v9", "tiny-v10"}
+    assert len(rollouts.history(world.engine, "tiny")) == 10
+    world.client.calls.clear()
+    world.turn(60)
+    assert world.client.calls == []
+
+
+def test_resources_that_nobody_deleted_are_found_by_the_next_leader(world):
+    world.client.undeletable = "operator cannot delete modelrollouts"
+    serve_all(world, range(1, 6))
+    assert len(world.client.objects) == 5
+    assert world.status("tiny-v5")["phase"] == "Promoted"
+
+    world.client.undeletable = ""
+    world.clock.seconds += 60
+    world.turn(3, world.another("two"))
+
+    assert set(world.client.objects) == {"tiny-v3", "tiny-v4", "tiny-v5"}
+
+
+def test_a_resource_that_a_person_made_is_theirs_to_delete(world, registered):
+    registered(1)
+    change = asked("mine", 1, "sha256:1")
+    world.client.objects["mine"] = dict(change.body)
+    world.changes.waiting.append(change)
+    world.turn(12)
+
+    serve_all(world, range(2, 8))
+
+    assert world.status("mine")["phase"] == "Promoted"
+    assert set(world.client.objects) == {"mine", "tiny-v5", "tiny-v6", "tiny-v7"}
 
 
 def test_what_was_not_told_because_nobody_answered_is_told_later(world):

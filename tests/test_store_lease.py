@@ -2,8 +2,10 @@
 
 import threading
 
+import pytest
 from sqlalchemy import Engine
 
+from perennial.errors import Unavailable
 from perennial.store import lease
 
 
@@ -120,3 +122,32 @@ def test_a_leader_that_resigns_is_followed_at_once(engine: Engine):
     one.resign()
 
     assert (two.leads(), one.leads()) == (True, False)
+
+
+def test_a_leader_that_was_overtaken_is_stopped_before_it_moves_or_writes(engine: Engine):
+    clock = [100.0]
+    one, two = (lease.Leader(engine, "work", n, 15.0, lambda: clock[0]) for n in ("a", "b"))
+    one.leads()
+    one.check()
+    with engine.begin() as connection:
+        one.guard(connection)
+    clock[0] = 120.0  # the first hung, and still believes that it leads
+    assert two.leads()
+
+    with pytest.raises(Unavailable, match="another work leads"), engine.begin() as connection:
+        one.guard(connection)
+    with pytest.raises(Unavailable, match="another work leads"):
+        one.check()
+    assert (one.term, two.term, one.leads()) == (None, 2, False)
+
+
+def test_a_check_holds_on_to_the_lease_for_longer(engine: Engine):
+    clock = [100.0]
+    one, two = (lease.Leader(engine, "work", n, 15.0, lambda: clock[0]) for n in ("a", "b"))
+    one.leads()
+    clock[0] = 104.0
+    one.check()
+
+    clock[0] = 118.0
+
+    assert not two.leads()

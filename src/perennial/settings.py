@@ -151,6 +151,38 @@ class Settings(BaseModel):
     serving_image: Annotated[
         str, Field(description="Image of the runtime environment: predictor and transformer.")
     ] = f"perennial-serving:{__version__}-python3.11"
+    sink: Annotated[
+        str,
+        Field(
+            pattern=r"^(https?://\S+)?$",
+            description="URL that takes drift events from servers on a cluster; empty means the"
+            " Broker `default` of the namespace, which a first rollout then waits for.",
+        ),
+    ] = ""
+    min_replicas: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Least copies of each version's servers on a cluster, from its next rollout"
+            " on; none means what its InferenceService file says.",
+        ),
+    ] = None
+    max_replicas: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Most copies of each version's servers under load; none means what its"
+            " InferenceService file says.",
+        ),
+    ] = None
+    keep_rollouts: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="ModelRollouts of a project that the operator keeps when they are over;"
+            " it deletes older ones of its own making, the ledger keeps their story.",
+        ),
+    ] = 50
     code_commit: Annotated[
         str, Field(description="Commit of the code, where there is no git checkout to ask.")
     ] = ""

@@ -91,8 +91,12 @@ class Loop:
             "PERENNIAL_ROOT": str(self._folder),
             "PERENNIAL_HOME": str(self._folder),
             "PERENNIAL_SERVING_IMAGE": self.image,
+            # Small servers see no drift, and their namespace has no Broker.
+            "PERENNIAL_SINK": "http://nobody.invalid/",
         }
+        # No registry knows these versions, so MLflow would be told again and again.
         command = [sys.executable, "-m", "perennial.rollout.operator", "--health-port=0"]
+        command += ["--no-registry"]
         log = (self._folder / "operator.log").open("ab")
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=ROOT)
         log.close()

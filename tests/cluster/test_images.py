@@ -99,7 +99,7 @@ def _pod(image: str, code: str) -> dict[str, Any]:
                         "capabilities": {"drop": ["ALL"]},
                     },
                     "volumeMounts": [
-                        {"name": "work", "mountPath": "/work"},
+                        {"name": "work", "mountPath": "/home/perennial"},
                         {"name": "tmp", "mountPath": "/tmp"},
                     ],
                 }
@@ -139,7 +139,7 @@ def test_an_image_starts_as_nobody_without_anything_to_install_or_build_with(aud
     assert audited["environment"] == []
     assert audited["setuid"] == []
     assert not audited["token"]
-    assert [w for w in audited["writable"] if not w.startswith(("/work", "/tmp"))] == []
+    assert [w for w in audited["writable"] if not w.startswith(("/home/perennial", "/tmp"))] == []
     assert audited["compiled"], "a read-only file system would compile all modules at each start"
     assert audited["root"] == "/opt/perennial"
     assert bool(audited["envoy"]) == (audited["name"] == "core")

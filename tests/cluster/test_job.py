@@ -44,7 +44,10 @@ class Tenant:
         self.settings = settings
 
     def prepare(self, secrets: dict[str, str], tracking_uri: str) -> None:
-        given = {"PERENNIAL_HOME": "/work/state", "PERENNIAL_ARTIFACTS": self.settings.artifacts}
+        given = {
+            "PERENNIAL_HOME": "/home/perennial/state",
+            "PERENNIAL_ARTIFACTS": self.settings.artifacts,
+        }
         project = (ROOT / "examples" / "retail" / "project.yaml").read_text()
         state = {"url": self.settings.state_url, "tracking-uri": tracking_uri}
         self.kubectl.apply(

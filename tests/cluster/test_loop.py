@@ -44,7 +44,7 @@ data = xgboost.DMatrix(good.golden, label=np.full(len(good.golden), 5.0), featur
 model = xgboost.train({"objective": "reg:squarederror", "nthread": 1}, data, 30)
 found = bundle.files(model, json.dumps(good.contract), good.project, good.lineage, good.golden,
                      good.reference)
-folder = Path("/work/bad")
+folder = Path("/home/perennial/bad")
 digest = bundle.close(folder, found)
 Folder(state.artifacts("bundles")).keep(folder, bundle.name_of(digest))
 made = versions.next_version(engine, "retail", digest, "planted", good.lineage.as_of)

@@ -52,13 +52,13 @@ class Writer:
     folder: Folder
     revision: str
     features: tuple[str, ...]
-    # A restarted container has the same process id as before: the token keeps its files apart.
+    # Containers all have the same process id: the token keeps copies, and restarts of one, apart.
     stem: str
 
     @classmethod
     def new(cls, folder: Place, revision: str, features: Sequence[str]) -> "Writer":
         """A writer for this process."""
-        stem = f"{revision}-{os.getpid()}-{secrets.token_hex(2)}"
+        stem = f"{revision}-{os.getpid()}-{secrets.token_hex(4)}"
         return cls(at(folder), revision, tuple(features), stem)
 
     def write(self, window: ClosedWindow) -> str | None:

@@ -44,6 +44,7 @@ PERSON = (
 ACCOUNTS = {
     "operator": (
         ("list", "perennial.dev", "modelrollouts"),
+        ("delete", "perennial.dev", "modelrollouts"),
         ("patch", "perennial.dev", "modelrollouts/status"),
         ("update", "serving.kserve.io", "inferenceservices"),
         ("get", "eventing.knative.dev", "brokers"),

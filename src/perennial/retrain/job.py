@@ -297,7 +297,7 @@ def _container(settings: Settings, request: RunRequest, project: str, run: str) 
             "capabilities": {"drop": ["ALL"]},
         },
         "volumeMounts": [
-            {"name": "work", "mountPath": "/work"},
+            {"name": "work", "mountPath": "/home/perennial"},
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": "projects", "mountPath": "/opt/perennial/projects", "readOnly": True},
         ],

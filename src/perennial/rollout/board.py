@@ -1,13 +1,14 @@
 """Where people see how far rollouts are: ModelRollouts, written only when something changed."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Any
 
 from lightkube import Client
 
 from perennial import kube
+from perennial.errors import PerennialError
 from perennial.rollout import resource
 from perennial.rollout.resource import Document
 
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 
 # Words change with every look, and a move is told at once; more often nobody reads them.
 WORDS_S = 5.0
+# Deleted at a time: a turn must end, and more are found after the next rollout.
+MOST = 50
 
 
 class Board:
@@ -59,6 +62,18 @@ class Board:
         except kube.Conflict:
             log.debug("ModelRollout %s is there", name)
         self._told.setdefault(name, {})
+
+    def remove(self, ids: Collection[int]) -> None:
+        """Delete what tells of these rollouts; what cannot be deleted now may be later."""
+        found = [name for name, told in self._told.items() if told.get("rollout") in ids]
+        for name in found[:MOST]:
+            try:
+                kube.delete(self._client, kube.ModelRollout, name)
+            except PerennialError as exc:
+                log.warning("%s", exc)
+                return
+            self._told.pop(name)
+            self._told_at.pop(name, None)
 
     def tell(self, name: str, status: Document) -> None:
         """Write a status, unless it stands there. Raises Unavailable."""

@@ -130,6 +130,7 @@ class KnativeService:
             self._create(self._manifest_of(state))
         elif seen.top != name:
             self._refuse_second(seen, name)
+            self._await_rolled_out(seen, state)
             self._put(seen, manifest.with_percent(self._manifest_of(state), 0))
 
     def ready(self, name: str) -> bool:
@@ -291,6 +292,22 @@ class KnativeService:
         in_flight = {n for n in self._weights(seen) if serving and n != plan.name(serving)}
         if in_flight:
             raise Unavailable(f"{name} waits: {sorted(in_flight)} has traffic still")
+
+    def _await_rolled_out(self, seen: Seen, state: RolloutState) -> None:
+        """Raises Unavailable until KServe itself knows whom a candidate must leave all traffic to.
+
+        Before that it ignores a percent, or gives the rest to whoever had all traffic before.
+        """
+        serving, name = self._serving(), plan.name(state)
+        if serving is None or plan.name(serving) == name:
+            return
+        known = seen.kserve.get("latestRolledoutRevision", "")
+        has = self._label(known) if known else "nobody"
+        # Whoever goes back to what KServe holds on to wants just that.
+        wanted = {plan.name(serving), name} if plan.is_by_hand(state) else {plan.name(serving)}
+        if has not in wanted:
+            noted = f"{plan.name(serving)} has all traffic; so far it has noted {has}"
+            raise Unavailable(f"{name} waits until KServe notes that {noted}")
 
     def _is_newest_up(self, seen: Seen) -> bool:
         try:

@@ -23,8 +23,24 @@ MODE = "serving.kserve.io/deploymentMode"
 PROJECT, REVISION, ROLLOUT = (f"perennial.dev/{n}" for n in ("project", "revision", "rollout"))
 PREDICTOR, TRANSFORMER = "kserve-container", "transformer-container"
 PERCENT = "canaryTrafficPercent"
+REPLICAS = "perennial.dev/replicas"
+COMPONENTS = ("predictor", "transformer")
+# Knative refuses such a constraint unless a flag of its administrator's allows it.
+SPREADS = "Standard"
+_SPREAD = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
 # A template that an edit made a stranger's: nothing of ours runs under it.
 NOBODY = ""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How many copies of the servers there are; None leaves what the file says."""
+
+    least: int | None = None
+    most: int | None = None
+
+
+AS_IN_FILE = Scale()
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,28 @@ def render(template: Document, state: RolloutState, place: Place, name: str = ""
     told = {"bundle": state.bundle_uri, "digest": state.digest, "revision": plan.name(state)}
     _tell(containers[PREDICTOR], **told)
     _tell(containers[TRANSFORMER], **told, segments=place.segments, sink=place.sink)
+    if place.mode == SPREADS:
+        predictor.setdefault("topologySpreadConstraints", _spread(predictor["labels"]))
+    return made
+
+
+def scaled(document: Document, scale: Scale) -> Document:
+    """The same in as many copies as asked for. Raises BadInput for at least more than at most.
+
+    An annotation says it as well: so what somebody changed differs from what other settings said.
+    """
+    made = _counted(document, scale)
+    for component in _components(made):
+        least, most = component.get("minReplicas", 1), component.get("maxReplicas", 0)
+        # KServe takes 0 for no bound.
+        if 0 < most < least:
+            raise BadInput(
+                f"{made['metadata']['name']} would have at least {least} and at most {most} copies;"
+                " set PERENNIAL_MIN_REPLICAS and PERENNIAL_MAX_REPLICAS, or mend its file"
+            )
+    predictor = made["spec"]["predictor"]
+    told = f"{predictor.get('minReplicas', '')}-{predictor.get('maxReplicas', '')}"
+    made["metadata"].setdefault("annotations", {})[REPLICAS] = told
     return made
 
 
@@ -119,9 +157,43 @@ def rollout(document: Document) -> int:
 
 def differences(wanted: Document, live: Document) -> list[str]:
     """Where a live spec is not what was applied; what a server adds is no difference."""
-    said = with_percent(wanted, None)["spec"]
+    said = with_percent(_as_applied(wanted, live), None)["spec"]
     found = with_percent(live, None)["spec"]
     return list(_differences("spec", said, found))
+
+
+def _as_applied(wanted: Document, live: Document) -> Document:
+    """What is wanted, in as many copies as it was applied with."""
+    told = str((live["metadata"].get("annotations") or {}).get(REPLICAS, ""))
+    least, most = (int(n) if n.isdigit() else None for n in (told.partition("-")[::2]))
+    return _counted(wanted, Scale(least, most))
+
+
+def _counted(document: Document, scale: Scale) -> Document:
+    made = deepcopy(document)
+    wanted = {"minReplicas": scale.least, "maxReplicas": scale.most}
+    for component in _components(made):
+        component.update({key: count for key, count in wanted.items() if count is not None})
+    return made
+
+
+def _components(document: Document) -> list[Document]:
+    """Those that KServe scales by themselves."""
+    return [document["spec"][key] for key in COMPONENTS if key in document["spec"]]
+
+
+def _spread(labels: Mapping[str, str]) -> list[Document]:
+    """Copies of one revision on several nodes and zones, if there are some."""
+    mine = {key: labels[key] for key in (PROJECT, REVISION)}
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": mine},
+        }
+        for key in _SPREAD
+    ]
 
 
 def _differences(where: str, wanted: Any, live: Any) -> list[str]:

@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -19,18 +18,19 @@ from sqlalchemy.exc import DBAPIError
 
 from perennial import kube
 from perennial.errors import BadInput, PerennialError, Unavailable
-from perennial.records import RolloutState
-from perennial.rollout import places, plan, xds
+from perennial.rollout import places, xds
 from perennial.rollout.board import Board
-from perennial.rollout.leader import Leader
+from perennial.rollout.champion import Champion
 from perennial.rollout.reconcile import Reconciler
 from perennial.rollout.watch import Watcher
 from perennial.settings import Settings
 from perennial.store.engine import make_engine
+from perennial.store.lease import Leader
 
 log = logging.getLogger(__name__)
 
 XDS_PORT, HEALTH_PORT = 8081, 8082
+LEASE, LEASE_S = "operator", 15.0
 TURN_S = 0.5
 IDLE_S = 2.0
 PATIENCE_S = 60.0
@@ -92,30 +92,6 @@ def _listening(port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTT
         raise Unavailable(f"port {port} cannot be listened on; give another one") from exc
 
 
-class Alias:
-    """Points MLflow's alias at what serves, in a process of its own: nothing waits for it."""
-
-    def __init__(self) -> None:
-        self._told: dict[str, subprocess.Popen[bytes]] = {}
-
-    def tell(self, state: RolloutState) -> None:
-        # One that is still about the version before must not have the last word.
-        self.end(state.project)
-        command = [sys.executable, "-m", "perennial.registry", "alias"]
-        command += [state.project, plan.name(state), "champion"]
-        self._told[state.project] = subprocess.Popen(command)
-
-    def end(self, project: str) -> None:
-        child = self._told.pop(project, None)
-        if child and child.poll() is None:
-            child.kill()
-            child.wait()
-
-    def reap(self) -> None:
-        """Forget those that are done."""
-        self._told = {p: child for p, child in self._told.items() if child.poll() is None}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until SIGTERM."""
     parser = argparse.ArgumentParser(prog="perennial.rollout.operator")
@@ -141,7 +117,7 @@ def _run(settings: Settings, given: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    health, alias = Health(), Alias()
+    health = Health()
     with ExitStack() as opened:
         opened.enter_context(health.told(given.health_port))
         client = opened.enter_context(kube.connect(settings.namespace))
@@ -153,9 +129,12 @@ def _run(settings: Settings, given: argparse.Namespace) -> int:
         watcher = Watcher(str(client.namespace))
         watcher.start()
         opened.callback(watcher.stop)
-        leader = Leader(engine, f"{socket.gethostname()}-{os.getpid()}", time.time)
-        opened.callback(leader.let_go)
+        holder = f"{socket.gethostname()}-{os.getpid()}"
+        leader = Leader(engine, LEASE, holder, LEASE_S, time.time)
+        opened.callback(leader.resign)
         clock = SystemClock()
+        champion = Champion(engine, leader, clock)
+        opened.callback(champion.stop)
         reconciler = Reconciler(
             engine,
             Board(client, clock.now, clock.monotonic),
@@ -163,26 +142,31 @@ def _run(settings: Settings, given: argparse.Namespace) -> int:
             watcher,
             partial(places.of, settings, client, engine, guard=leader.guard),
             clock,
-            alias.tell if not given.no_registry else _untold,
+            champion.promoted,
             partial(_bundle_uri, settings),
             health.turned,
+            settings.keep_rollouts,
         )
         opened.callback(reconciler.close)
         log.info("operator of namespace %s, mode %s", client.namespace, settings.deployment_mode)
-        _loop(reconciler, watcher, health, alias, stop)
+        told = None if given.no_registry else champion
+        _loop(reconciler, watcher, health, told, stop)
     return 0
 
 
 def _loop(
-    reconciler: Reconciler, watcher: Watcher, health: Health, alias: Alias, stop: threading.Event
+    reconciler: Reconciler,
+    watcher: Watcher,
+    health: Health,
+    champion: Champion | None,
+    stop: threading.Event,
 ) -> None:
     """Turn until told to stop. Raises LoopBroken when nothing is watched any more."""
     told = _Said()
     while not stop.is_set():
-        leads = _turn(reconciler, told)
+        leads = _turn(reconciler, champion, told)
         watcher.check()
         health.turned()
-        alias.reap()
         stop.wait(TURN_S if leads else IDLE_S)
 
 
@@ -192,10 +176,12 @@ class _Said:
     text = ""
 
 
-def _turn(reconciler: Reconciler, told: _Said) -> bool:
+def _turn(reconciler: Reconciler, champion: Champion | None, told: _Said) -> bool:
     """One turn; what does not answer now is asked again at the next."""
     try:
         leads = reconciler.turn()
+        if champion:
+            champion.turn()
         told.text = ""
         return leads
     except (Unavailable, DBAPIError) as exc:
@@ -203,10 +189,6 @@ def _turn(reconciler: Reconciler, told: _Said) -> bool:
             log.warning("waits: %s", exc)
         told.text = str(exc)
         return False
-
-
-def _untold(_state: RolloutState) -> None:
-    """MLflow is told nothing."""
 
 
 def _bundle_uri(settings: Settings, project: str, digest: str) -> str:

@@ -8,25 +8,33 @@ from sqlalchemy import Engine
 
 from perennial.records import Phase, RolloutState
 from perennial.rollout import manifest
-from perennial.rollout.manifest import Document, Place
+from perennial.rollout.manifest import Document, Place, Scale
 from perennial.store import rollouts
 
 
 class Manifests:
     """The InferenceServices of all rollouts; what came to serve once is never filled in anew.
 
-    So a rollback runs what had earned its traffic, whatever image or sink are in use by now.
+    So a rollback runs what had earned its traffic, whatever image or sink are in use by now. How
+    many copies of it run is no part of that: it is today's settings that know the load.
     """
 
-    def __init__(self, engine: Engine, root: Path, place: Callable[[str], Place]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        root: Path,
+        place: Callable[[str], Place],
+        scale: Scale = manifest.AS_IN_FILE,
+    ) -> None:
         self._engine = engine
         self._root = root
         self._place = place
+        self._scale = scale
 
     def of(self, state: RolloutState) -> Document:
         """What runs for a rollout. Raises BadInput, or Unavailable while the sink is unknown."""
         text = self._earned(state) or rollouts.manifest(self._engine, state.id)
-        return dict(json.loads(text or self._pin(state)))
+        return manifest.scaled(json.loads(text or self._pin(state)), self._scale)
 
     def pinned(self, rollout_id: int) -> Document | None:
         """What runs for a rollout by its number, None when it was given nothing yet."""

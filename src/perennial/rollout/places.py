@@ -14,7 +14,7 @@ from perennial.rollout import edge, standard, xds
 from perennial.rollout.envoy import EnvoyTraffic
 from perennial.rollout.evidence import EnvoyEvidence
 from perennial.rollout.knative import KnativeService
-from perennial.rollout.manifest import Place
+from perennial.rollout.manifest import Place, Scale
 from perennial.rollout.pinned import Manifests
 from perennial.rollout.podmetrics import PodEvidence
 from perennial.rollout.ports import EvidenceSource, Revisions, Traffic
@@ -48,7 +48,8 @@ def of(
     guard: fence.Guard = fence.free,
 ) -> Adapters:
     """The adapters of a project in the mode that the settings say. Raises a PerennialError."""
-    manifests = Manifests(engine, settings.root, partial(place, settings, client))
+    scale = Scale(settings.min_replicas, settings.max_replicas)
+    manifests = Manifests(engine, settings.root, partial(place, settings, client), scale)
     if settings.deployment_mode == STANDARD:
         return _standard(client, engine, project, manifests, guard)
     return _knative(client, engine, project, manifests)
@@ -62,15 +63,23 @@ def place(settings: Settings, client: Client, project: str) -> Place:
         mode=settings.deployment_mode,
         image=settings.serving_image,
         segments=segments,
-        sink=sink(client),
+        sink=sink(settings, client),
     )
 
 
-def sink(client: Client) -> str:
-    """Who takes drift events: the Broker, else the retraining service itself."""
+def sink(settings: Settings, client: Client) -> str:
+    """Who takes drift events. Raises Unavailable until there is somebody.
+
+    What is told here stays with a rollout for good, so nothing is told for the time being.
+    """
+    if settings.sink:
+        return settings.sink
     broker = kube.find(client, Broker, BROKER)
     if broker is None:
-        return f"http://retraining.{client.namespace}.svc.cluster.local/"
+        raise Unavailable(
+            f"there is no Broker {BROKER} in {client.namespace} to take drift events; apply the"
+            " overlay again, or set PERENNIAL_SINK to a listener of your own"
+        )
     url = ((broker.get("status") or {}).get("address") or {}).get("url", "")
     if not url:
         raise Unavailable(f"Broker {BROKER} has no address yet")

@@ -19,12 +19,13 @@ from perennial.records import Phase, RolloutState, Version
 from perennial.rollout import plan, resource
 from perennial.rollout.board import Board
 from perennial.rollout.controller import Controller
-from perennial.rollout.leader import Leader, LedRevisions, LedTraffic
+from perennial.rollout.led import LedRevisions, LedTraffic
 from perennial.rollout.places import Adapters
 from perennial.rollout.ports import Clock
 from perennial.rollout.resource import Document, Look, Wish
 from perennial.rollout.watch import ROLLOUTS, Change
 from perennial.store import rollouts, versions
+from perennial.store.lease import Leader
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Reconciler:
         on_promoted: Callable[[RolloutState], None],
         bundle_uri: Callable[[str, str], str],
         on_worked: Callable[[], None] = lambda: None,
+        keep: int = 50,
     ) -> None:
         self._engine = engine
         self._ledger = Ledger(engine)
@@ -91,6 +93,7 @@ class Reconciler:
         self._on_promoted = on_promoted
         self._bundle_uri = bundle_uri
         self._on_worked = on_worked
+        self._keep = keep
         self._desks: dict[str, Desk] = {}
         self._asked: dict[str, Document] = {}
         self._unseen: set[str] = set()  # since this process leads
@@ -102,7 +105,7 @@ class Reconciler:
         """Look at everything that moves, once; says whether this process leads."""
         for change in self._changes.take():
             self._learn(change)
-        if not self._leader.hold():
+        if not self._leader.leads():
             return False
         if self._term != self._leader.term:
             self._begin_anew()
@@ -238,6 +241,16 @@ class Reconciler:
         for state in history:
             if not state.phase.over or state.id in moved:
                 self._show_one(state, desk, history)
+        self._board.remove(self._outlived(history, serving))
+
+    def _outlived(self, history: list[RolloutState], serving: RolloutState | None) -> set[int]:
+        """Rollouts that need no resource any more; what a person made, a person deletes.
+
+        Somebody who keeps it in git would make it anew, and that is another wish for it.
+        """
+        over = [r for r in history if r.phase.over][: -self._keep]
+        kept = {r.id for r in (serving, plan.newest_over(history)) if r}
+        return {r.id for r in over if not resource.is_by_resource(r)} - kept
 
     def _show_one(self, state: RolloutState, desk: Desk, history: list[RolloutState]) -> None:
         called = resource.name(state, history)

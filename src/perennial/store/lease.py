@@ -1,12 +1,17 @@
 """Who may do exclusive work now: one row a name, with a number that only ever grows."""
 
+import logging
 import math
 from collections.abc import Callable
 
 from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 
+from perennial.errors import Unavailable
+from perennial.store import fence as fences
 from perennial.store.engine import reading
 from perennial.store.tables import leases
+
+log = logging.getLogger(__name__)
 
 
 def acquire(engine: Engine, name: str, holder: str, ttl_s: float, now: float) -> int | None:
@@ -97,20 +102,42 @@ class Leader:
         self._fence: int | None = None
         self._sure_until = -math.inf
 
+    @property
+    def term(self) -> int | None:
+        """The fencing number, None while another process leads."""
+        return self._fence
+
     def leads(self) -> bool:
         """Is this process the one, for at least the next third of the lease?"""
         now = self._clock()
-        if self._fence is not None and now < self._sure_until:
+        if self._fence is not None and (now < self._sure_until or self._renew(now)):
             return True
-        if self._fence is None or not renew(
-            self._engine, self._name, self._fence, self._ttl_s, now
-        ):
-            self._fence = acquire(self._engine, self._name, self._holder, self._ttl_s, now)
+        self._fence = acquire(self._engine, self._name, self._holder, self._ttl_s, now)
         self._sure_until = now + self._ttl_s / 3
+        if self._fence is not None:
+            log.info("leads lease=%s holder=%s term=%d", self._name, self._holder, self._fence)
         return self._fence is not None
+
+    def check(self) -> None:
+        """Nothing, while this process leads. Raises Unavailable when another one took over."""
+        if self._fence is None or not self._renew(self._clock()):
+            raise Unavailable(f"another {self._name} leads now")
+
+    def guard(self, connection: Connection) -> None:
+        """As ``check``, in the transaction of a write: who hung since then writes nothing."""
+        fences.check(connection, self._name, self._fence)
 
     def resign(self) -> None:
         """Let another process begin at once."""
         if self._fence is not None:
             release(self._engine, self._name, self._fence)
             self._fence = None
+
+    def _renew(self, now: float) -> bool:
+        assert self._fence is not None
+        if renew(self._engine, self._name, self._fence, self._ttl_s, now):
+            self._sure_until = now + self._ttl_s / 3
+            return True
+        log.warning("lost lease=%s holder=%s term=%d", self._name, self._holder, self._fence)
+        self._fence = None
+        return False

@@ -1,0 +1,103 @@
+"""What Knative mode makes of moments that a real cluster passes through in a second."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from adapters import rollout
+
+from perennial import kube
+from perennial.errors import Unavailable
+from perennial.records import RolloutState
+from perennial.rollout import knative, manifest, plan
+
+FIRST, OTHER = "retail-predictor-00001", "retail-predictor-00002"
+
+
+class FakeClient:
+    """An InferenceService, its Knative Service, and Knative's revisions by name."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Any] = {}
+        self.applied: list[tuple[str, int | None]] = []
+
+    def replace(self, new: Any) -> None:
+        self.applied.append((manifest.revision(new), manifest.percent(new)))
+
+    def has_revision(self, called: str, name: str) -> None:
+        meta = {"name": called, "labels": {manifest.REVISION: name}}
+        self.objects[called] = {"metadata": meta}
+
+
+def document(state: RolloutState) -> dict[str, Any]:
+    labels = {manifest.REVISION: plan.name(state), manifest.ROLLOUT: str(state.id)}
+    return {"metadata": {"name": "retail"}, "spec": {"predictor": {"labels": labels}}}
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    """A cluster on which v1 has all traffic, as Knative says."""
+    made = FakeClient()
+    monkeypatch.setattr(kube, "find", lambda _client, _kind, name: made.objects.get(name))
+    made.objects["retail"] = document(rollout(1))
+    told = {"traffic": [{"revisionName": FIRST, "percent": 100}]}
+    made.objects["retail-predictor"] = {"metadata": {}, "status": told}
+    made.has_revision(FIRST, "v1")
+    made.has_revision(OTHER, "v8")
+    return made
+
+
+@pytest.fixture
+def service(client: FakeClient) -> knative.KnativeService:
+    return knative.KnativeService(client, "retail", document, lambda: rollout(1))  # type: ignore[arg-type]
+
+
+def rolled_out(client: FakeClient, revision: str) -> None:
+    told = {"latestRolledoutRevision": revision} if revision else {}
+    client.objects["retail"]["status"] = {"components": {"predictor": told}}
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [("", "nobody"), (OTHER, "v8")],
+    ids=["right after a first model", "right after a promotion"],
+)
+def test_a_candidate_waits_until_kserve_knows_what_serves(client, service, known, said):
+    rolled_out(client, known)
+
+    wanted = f"v2 waits until KServe notes that v1 has all traffic; so far it has noted {said}"
+    with pytest.raises(Unavailable, match=wanted):
+        service.start(rollout(2))
+    assert client.applied == []
+
+    rolled_out(client, FIRST)
+    service.start(rollout(2))
+    assert client.applied == [("v2", 0)]
+
+
+def test_what_serves_is_put_back_without_waiting(client, service):
+    client.objects["retail"] = document(rollout(2))
+    rolled_out(client, "")
+
+    service.start(rollout(1))
+
+    assert client.applied == [("v1", 0)]
+
+
+def test_a_rollback_by_hand_to_what_kserve_holds_on_to_does_not_wait(client, service):
+    rolled_out(client, OTHER)
+
+    service.start(replace(rollout(8), run_id=f"{plan.BY_HAND}3"))
+
+    assert client.applied == [("v8", 0)]
+    with pytest.raises(Unavailable, match="has noted v8"):
+        service.start(rollout(8))
+
+
+def test_with_nothing_that_serves_there_is_nothing_to_wait_for(client):
+    service = knative.KnativeService(client, "retail", document, lambda: None)  # type: ignore[arg-type]
+    rolled_out(client, "")
+
+    service.start(rollout(2))
+
+    assert client.applied == [("v2", 0)]

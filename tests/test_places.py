@@ -1,0 +1,47 @@
+"""What the surroundings decide about every revision, and what they must be before they do."""
+
+from typing import Any
+
+import pytest
+
+from perennial import kube
+from perennial.errors import BadInput, Unavailable
+from perennial.rollout import places
+from perennial.settings import Settings
+
+
+class FakeClient:
+    namespace = "home"
+
+
+def broker(url: str) -> dict[str, Any]:
+    return {"status": {"address": {"url": url}}} if url else {}
+
+
+def told(monkeypatch: pytest.MonkeyPatch, found: Any, **settings: str) -> str:
+    monkeypatch.setattr(kube, "find", lambda *_: found)
+    return places.place(Settings(**settings), FakeClient(), "retail").sink  # type: ignore[arg-type]
+
+
+def test_servers_tell_drift_to_the_broker(monkeypatch):
+    assert told(monkeypatch, broker("http://broker/home/default")) == "http://broker/home/default"
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        pytest.param(None, "no Broker default in home .* set PERENNIAL_SINK", id="no Broker"),
+        pytest.param(broker(""), "has no address yet", id="a Broker that comes up"),
+    ],
+)
+def test_without_a_listener_nothing_is_rolled_out_yet(monkeypatch, found, said):
+    """What would be said meanwhile stays with the rollout, and nobody listens there."""
+    with pytest.raises(Unavailable, match=said):
+        told(monkeypatch, found)
+
+
+def test_a_listener_of_ones_own_goes_before_the_broker(monkeypatch):
+    assert told(monkeypatch, None, sink="http://listener/") == "http://listener/"
+
+    with pytest.raises(BadInput, match="PERENNIAL_SINK is 'listener'"):
+        Settings.load({"PERENNIAL_SINK": "listener"})
