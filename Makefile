@@ -34,7 +34,7 @@ test: env ## Run the tests that CI runs, with replays of real histories (20 minu
 test-quick: env ## Run the tests that take seconds (3 minutes)
 	@$(PY) -m pytest -q -m "not slow and not replay and not full and not cluster" $(PYTEST_ARGS)
 
-test-cluster: env ## Run the tests on a cluster: that of KUBECONFIG, or ../shared/cluster (20 minutes)
+test-cluster: env ## Run the tests on a cluster: that of KUBECONFIG, or ../shared/cluster (35 minutes)
 	@tests/cluster/run $(PYTEST_ARGS)
 
 images: ## Build the two container images (IMAGE_BUILDER, or the first of docker, podman, buildah)
