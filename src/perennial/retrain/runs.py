@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from perennial.errors import PerennialError, Unavailable
 from perennial.ledger import Entry, Ledger
 from perennial.steps.context import LOST, lease_of_runs
-from perennial.store import lease
+from perennial.store import fence, lease
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,12 @@ class Runs:
         cancel: Callable[[], None] | None = None,
         outlives: bool = False,
         lease_s: float = 20.0,
+        beat: Callable[[], object] = lambda: None,
     ) -> None:
-        """``outlives`` says that runs go on without this process, and are found again."""
+        """``outlives`` says that runs go on without this process, and are found again.
+
+        ``beat`` is called while a run is waited for, to keep what must not lapse meanwhile.
+        """
         self._project = project
         self._engine = engine
         self._ledger = Ledger(engine)
@@ -79,6 +83,8 @@ class Runs:
         self._outlives = outlives
         self._lease = lease_of_runs(project)
         self._lease_s = lease_s
+        self._beat = beat
+        self._number: int | None = None
         self._stopping = threading.Event()
         self.running = False
 
@@ -153,7 +159,7 @@ class Runs:
         return {run: entries[-1] for run, entries in found.items() if entries}
 
     def _finish(self, run: str, state: str, reason: str) -> Entry:
-        return self._ledger.append(
+        return Ledger(self._engine, self._guard).append(
             "run.finished",
             project=self._project,
             subject=run,
@@ -164,30 +170,42 @@ class Runs:
     @contextmanager
     def _exclusively(self, trigger: str) -> Iterator[None]:
         """Hold the lease of runs, renewed by a thread for as long as the block takes."""
-        fence = self._acquire(trigger)
+        number = self._number = self._acquire(trigger)
         over = threading.Event()
-        keeper = threading.Thread(target=self._renew, args=(fence, over), daemon=True)
+        keeper = threading.Thread(target=self._renew, args=(number, over), daemon=True)
         keeper.start()
         try:
             yield
         finally:
             over.set()
             keeper.join()
-            lease.release(self._engine, self._lease, fence)
+            lease.release(self._engine, self._lease, number)
+
+    def _guard(self, connection: Connection) -> None:
+        fence.check_run(connection, self._lease, self._number)
 
     def _acquire(self, trigger: str) -> int:
         while True:
             self._refuse_when_stopping()
             # The first step of the run knows by this name that the lease is held for it.
-            fence = lease.acquire(self._engine, self._lease, trigger, self._lease_s, self._now())
-            if fence is not None:
-                return fence
+            number = lease.acquire(
+                self._engine,
+                self._lease,
+                trigger,
+                self._lease_s,
+                self._now(),
+                goes_on=self._outlives,
+            )
+            if number is not None:
+                return number
+            self._beat()
             self._stopping.wait(_POLL_S)
 
-    def _renew(self, fence: int, over: threading.Event) -> None:
+    def _renew(self, number: int, over: threading.Event) -> None:
         while not over.wait(self._lease_s / 4):
             try:
-                kept = lease.renew(self._engine, self._lease, fence, self._lease_s, self._now())
+                kept = lease.renew(self._engine, self._lease, number, self._lease_s, self._now())
+                self._beat()
             except (SQLAlchemyError, Unavailable) as exc:
                 log.warning("the lease %s could not be renewed: %s", self._lease, exc)
                 continue

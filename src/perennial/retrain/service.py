@@ -30,7 +30,7 @@ from perennial.retrain.confirm import FromSegments
 from perennial.retrain.inbox import Inbox
 from perennial.retrain.launchers import RunRequest
 from perennial.retrain.runs import Result, Runs
-from perennial.retrain.worker import Status, Turn, Worker
+from perennial.retrain.worker import Status, Worker
 from perennial.settings import Settings, StateFolder
 from perennial.store import lease
 from perennial.store.engine import make_engine
@@ -266,25 +266,20 @@ def _worker(settings: Settings, place: Path, source: str) -> Worker:
     state = settings.state(project.name)
     engine = make_engine(state.url)
     confirm = FromSegments(state, engine, project)
-    runs = _runs(settings, project, engine, place, source)
-    return Worker(
-        project,
-        engine,
-        Inbox(engine, project.name),
-        runs,
-        confirm,
-        _now,
-        _turn(settings, project.name, engine),
-    )
-
-
-def _turn(settings: Settings, project: str, engine: Engine) -> Turn:
-    """Several copies of this service share a database on a cluster; here there is one."""
+    box = Inbox(engine, project.name)
     if not settings.state_url:
-        return lambda: True
+        runs = _runs(settings, project, engine, place, source)
+        return Worker(project, engine, box, runs, confirm, _now)
+    # Several copies of this service share a database on a cluster; here there is one.
+    turn = _turn(project.name, engine)
+    runs = _runs(settings, project, engine, place, source, turn.keep)
+    return Worker(project, engine, box, runs, confirm, _now, turn.leads, turn.guard)
+
+
+def _turn(project: str, engine: Engine) -> lease.Leader:
     holder = f"{socket.gethostname()}-{os.getpid()}"
     name = f"retraining:{project}"
-    return lease.Leader(engine, name, holder, TURN_S, lambda: _now().timestamp()).leads
+    return lease.Leader(engine, name, holder, TURN_S, lambda: _now().timestamp())
 
 
 def _key(settings: Settings, state: StateFolder) -> bytes:
@@ -292,7 +287,14 @@ def _key(settings: Settings, state: StateFolder) -> bytes:
     return signing.read_key(given) if given else signing.event_key(state.keys)
 
 
-def _runs(settings: Settings, project: Project, engine: Engine, path: Path, source: str) -> Runs:
+def _runs(
+    settings: Settings,
+    project: Project,
+    engine: Engine,
+    path: Path,
+    source: str,
+    beat: Callable[[], object] = lambda: None,
+) -> Runs:
     launcher = choice.launcher(settings)
 
     def launch(as_of: datetime, trigger: str) -> Result:
@@ -306,6 +308,7 @@ def _runs(settings: Settings, project: Project, engine: Engine, path: Path, sour
         _now,
         cancel=launcher.stop,
         outlives=launcher.outlives,
+        beat=beat,
     )
 
 

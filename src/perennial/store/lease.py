@@ -2,15 +2,30 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 
+from perennial.store import fence as fences
 from perennial.store.engine import reading
 from perennial.store.tables import leases
 
 
-def acquire(engine: Engine, name: str, holder: str, ttl_s: float, now: float) -> int | None:
-    """Take a lease that is free or over; gives the fencing number, None while another holds it."""
+@dataclass(frozen=True)
+class Held:
+    """Who has a lease, and the number of the work that it is held for."""
+
+    holder: str
+    number: int
+
+
+def acquire(
+    engine: Engine, name: str, holder: str, ttl_s: float, now: float, *, goes_on: bool = False
+) -> int | None:
+    """Take a lease that is free or over; gives the fencing number, None while another holds it.
+
+    ``goes_on`` says that what the holder had begun under it goes on: then the number stays.
+    """
     with engine.begin() as connection:
         row = _row(connection, name)
         if row is None:
@@ -19,7 +34,7 @@ def acquire(engine: Engine, name: str, holder: str, ttl_s: float, now: float) ->
             return 1
         if row["expires"] > now:
             return None
-        fence = int(row["fence"]) + 1
+        fence = int(row["fence"]) + (not goes_on or row["holder"] != holder)
         _set(connection, name, holder=holder, fence=fence, expires=now + ttl_s)
         return fence
 
@@ -40,19 +55,25 @@ def release(engine: Engine, name: str, fence: int) -> None:
             _set(connection, name, expires=0.0)
 
 
-def hold(engine: Engine, name: str, holder: str, ttl_s: float, now: float) -> str:
-    """Take a lease, or hold on to it for longer, by the holder's name; gives who has it then."""
+def hold(
+    engine: Engine, name: str, holder: str, ttl_s: float, now: float, *, after: str = ""
+) -> Held:
+    """Take a lease, or hold on to it for longer, by the holder's name; gives who has it then.
+
+    ``after`` is who held it for this holder's work before: then it is the same work still.
+    """
     with engine.begin() as connection:
         row = _row(connection, name)
         if row is None:
             values = {"name": name, "holder": holder, "fence": 1, "expires": now + ttl_s}
             connection.execute(insert(leases).values(values))
-            return holder
-        if row["expires"] > now and row["holder"] != holder:
-            return str(row["holder"])
-        fence = int(row["fence"]) + (row["holder"] != holder)
+            return Held(holder, 1)
+        fence, last = int(row["fence"]), str(row["holder"])
+        if row["expires"] > now and last != holder:
+            return Held(last, fence)
+        fence += last not in (holder, after)
         _set(connection, name, holder=holder, fence=fence, expires=now + ttl_s)
-        return holder
+        return Held(holder, fence)
 
 
 def let_go(engine: Engine, name: str, holder: str) -> None:
@@ -108,6 +129,19 @@ class Leader:
             self._fence = acquire(self._engine, self._name, self._holder, self._ttl_s, now)
         self._sure_until = now + self._ttl_s / 3
         return self._fence is not None
+
+    def keep(self) -> None:
+        """Stay the one through work that takes long; what was lost is not taken anew by this."""
+        now = self._clock()
+        if self._fence is None or now < self._sure_until:
+            return
+        if not renew(self._engine, self._name, self._fence, self._ttl_s, now):
+            self._fence = None
+        self._sure_until = now + self._ttl_s / 3
+
+    def guard(self, connection: Connection) -> None:
+        """Raises Unavailable, in the transaction of a write, when another process took over."""
+        fences.check(connection, self._name, self._fence)
 
     def resign(self) -> None:
         """Let another process begin at once."""
