@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import secrets
 import threading
 import time
@@ -82,6 +83,19 @@ class JobLauncher:
         """Wait no longer; the run goes on."""
         self._stopped.set()
 
+    def is_over(self, project: str, run: str) -> bool:
+        """Ended by its own word, or by what became of its Job, which is then written down."""
+        if not re.fullmatch(rf"{re.escape(project)}-[0-9a-f]{{12}}", run):
+            return False
+        story = Story(self._settings, project, run)
+        job, pods = kube.find(self._client, Job, run), _pods(self._client, run)
+        over = _over(job, pods, self._settings)
+        if not story.ended():
+            if not over:
+                return False
+            story.fail(over)
+        return True
+
     def terminate(self, project: str, run: str) -> None:
         """End a run by hand, and say so in the ledger."""
         _delete(self._client, run)
@@ -136,7 +150,7 @@ class _Watch:
 
     def _look(self, impatient: bool) -> RunResult | None:
         try:
-            job, pods = kube.find(self._client, Job, self._run), self._pods()
+            job, pods = kube.find(self._client, Job, self._run), _pods(self._client, self._run)
             if self._progress:
                 self._read(pods)
         except (kube.Forbidden, BadInput):
@@ -178,10 +192,6 @@ class _Watch:
             told = [e.message for e in found if e.type == "Warning" and e.message]
         return f"it got no pod: {told[-1]}" if told else "it got no pod, and nobody says why"
 
-    def _pods(self) -> list[Pod]:
-        with kube.asking(f"reading the pods of Job {self._run}"):
-            return list(self._client.list(Pod, labels={RUN: self._run}))
-
     def _read(self, pods: Sequence[Pod]) -> None:
         """Take notice of what the newest pod wrote since the last look."""
         newest = max(pods, key=_born, default=None)
@@ -193,6 +203,11 @@ class _Watch:
         for line in lines[self._seen.get(name, 0) :]:
             self._notes.read(line)
         self._seen[name] = len(lines)
+
+
+def _pods(client: Client, run: str) -> list[Pod]:
+    with kube.asking(f"reading the pods of Job {run}"):
+        return list(client.list(Pod, labels={RUN: run}))
 
 
 def run_id(project: str, key: str) -> str:

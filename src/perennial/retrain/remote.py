@@ -1,5 +1,6 @@
 """How does a run on a KFP backend go, and how did it end?"""
 
+import contextlib
 import hashlib
 import logging
 import re
@@ -18,7 +19,7 @@ from perennial.errors import PerennialError, RunFailed, Unavailable
 from perennial.ledger import Ledger
 from perennial.retrain import specs
 from perennial.retrain.answers import SUCCEEDED, Run, Task
-from perennial.retrain.backend import Backend, read_spec
+from perennial.retrain.backend import Backend, Refused, read_spec
 from perennial.retrain.launchers import Progress, RunRequest, RunResult
 from perennial.retrain.story import Story
 from perennial.settings import Settings
@@ -29,6 +30,7 @@ from perennial.store.engine import make_engine
 log = logging.getLogger(__name__)
 
 POLL_S = 2.0
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _RAISED = re.compile(r"^\s*(?:[a-z_][\w.]*\.)?[A-Z]\w+: (.+)$", re.MULTILINE)
 
 
@@ -63,6 +65,20 @@ class KfpLauncher:
     def stop(self) -> None:
         """Wait no longer; the run goes on, and a request of the same key finds it again."""
         self._stopping.set()
+
+    def is_over(self, project: str, run: str) -> bool:
+        """Ended by the word of the backend; the ledger may know only of an attempt before."""
+        if not self._settings.state_url or not _ID.fullmatch(run):
+            return False
+        try:
+            seen = self.backend.run(run)
+        except Refused as exc:
+            log.info("not a run of %s: %s (%s)", self.backend.host, run, exc)
+            return False
+        if seen.ended:
+            with contextlib.suppress(RunFailed):
+                _End(self._settings, self.backend, project, run).result(seen)
+        return seen.ended
 
     def submit(self, request: RunRequest) -> str:
         """Start a run unless there is one of the request's key; gives its id."""

@@ -1,7 +1,9 @@
 """Has this trigger had its run? One run at a time, and a trigger's run is never made twice."""
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from perennial.errors import PerennialError, Unavailable
 from perennial.ledger import Entry, Ledger
+from perennial.retrain import ends
 from perennial.steps.context import LOST, lease_of_runs
 from perennial.store import fence, lease
 
@@ -20,6 +23,7 @@ log = logging.getLogger(__name__)
 
 # A trigger whose run was cut off is started again, but not for ever.
 STARTS = 3
+SETTLE_S = 15.0  # between two looks at a run that nobody follows
 _POLL_S = 0.2
 
 
@@ -69,10 +73,12 @@ class Runs:
         outlives: bool = False,
         lease_s: float = 20.0,
         beat: Callable[[], object] = lambda: None,
+        is_over: ends.IsOver | None = None,
     ) -> None:
         """``outlives`` says that runs go on without this process, and are found again.
 
-        ``beat`` is called while a run is waited for, to keep what must not lapse meanwhile.
+        ``beat`` is called while a run is waited for, to keep what must not lapse meanwhile;
+        ``is_over`` tells of a run that nobody follows, so that its lease is let go.
         """
         self._project = project
         self._engine = engine
@@ -84,6 +90,8 @@ class Runs:
         self._lease = lease_of_runs(project)
         self._lease_s = lease_s
         self._beat = beat
+        self._is_over = is_over
+        self._settled = -math.inf
         self._number: int | None = None
         self._stopping = threading.Event()
         self.running = False
@@ -96,7 +104,15 @@ class Runs:
 
     def is_held(self) -> bool:
         """Does anybody run the pipeline now?"""
+        if self._is_over:
+            return not ends.settle(self._engine, self._project, self._is_over, self._now())
         return lease.holder(self._engine, self._lease, self._now()) is not None
+
+    def settle(self) -> None:
+        """Let the lease of a run go that is over; often called, this seldom looks."""
+        if self._is_over and time.monotonic() - self._settled > SETTLE_S:
+            self._settled = time.monotonic()
+            ends.settle(self._engine, self._project, self._is_over, self._now())
 
     def newest_as_of(self) -> datetime | None:
         """Up to when the newest retraining had data; making the first model was none."""
@@ -115,13 +131,13 @@ class Runs:
         """
         with self._exclusively(trigger):
             starts = self._starts(trigger)
-            ends = self._ends(starts)
-            under_way = [r for r in starts if r not in ends]
+            told = self._ends(starts)
+            under_way = [r for r in starts if r not in told]
             if under_way and self._outlives:
                 return self._run(trigger, as_of)
             for run in under_way:
                 self._finish(run, LOST, "the service ended while it ran")
-            done = [end for end in ends.values() if end.body["state"] != LOST]
+            done = [end for end in told.values() if end.body["state"] != LOST]
             if done:
                 return _outcome(done[-1].body["state"], done[-1].body["reason"])
             if len(starts) >= STARTS:
@@ -199,6 +215,7 @@ class Runs:
             if number is not None:
                 return number
             self._beat()
+            self.settle()
             self._stopping.wait(_POLL_S)
 
     def _renew(self, number: int, over: threading.Event) -> None:

@@ -309,6 +309,7 @@ def _runs(
         cancel=launcher.stop,
         outlives=launcher.outlives,
         beat=beat,
+        is_over=launcher.is_over,
     )
 
 

@@ -35,6 +35,13 @@ class Story:
             return RunResult(self._run, "succeeded", ends[-1].body["reason"])
         raise RunFailed(f"{_reason(ends[-1], faults)}; the run is {self._run}")
 
+    def ended(self) -> bool:
+        """Did the run end, however?"""
+        try:
+            return self.result() is not None
+        except RunFailed:
+            return True
+
     def fail(self, reason: str) -> RunFailed:
         """Write that the run failed, unless it told its end itself, and let its lease go."""
         with self._engine() as engine:

@@ -142,6 +142,7 @@ class Worker:
             self._stopping.wait(_RETRY_S)
             return
         if not busy:
+            self._runs.settle()
             self._news.wait(_RETRY_S)
 
     def _failed(self, seq: int, event: Event, exc: Exception) -> None:
