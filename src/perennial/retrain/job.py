@@ -32,6 +32,12 @@ CONTAINER = "run"
 RUN = "perennial.dev/run"
 PROJECT = "perennial.dev/project"
 RETRIES = 2
+# Security of a container: it gains no power and changes nothing outside of its volumes.
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 KEPT_S = 24 * 3600  # how long a Job that ended stays for a person to look at
 _POLL_S = 1.0
 _SPARE_S = 300.0  # beyond the deadline, for the Job controller to end it
@@ -306,11 +312,7 @@ def _container(settings: Settings, request: RunRequest, project: str, run: str) 
         "resources": {"requests": asked, "limits": {**asked, "cpu": settings.run_cpu_limit}},
         # Where the program could not even begin, its last words are all there is.
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": RESTRICTED,
         "volumeMounts": [
             {"name": "work", "mountPath": "/work"},
             {"name": "tmp", "mountPath": "/tmp"},

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Protocol
 
 from sqlalchemy import Connection, Engine
@@ -15,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from perennial.errors import PerennialError, Unavailable
 from perennial.ledger import Entry, Ledger
-from perennial.retrain import ends
+from perennial.retrain import beside, ends
 from perennial.steps.context import LOST, lease_of_runs
 from perennial.store import fence, lease
 
@@ -187,14 +188,10 @@ class Runs:
     def _exclusively(self, trigger: str) -> Iterator[None]:
         """Hold the lease of runs, renewed by a thread for as long as the block takes."""
         number = self._number = self._acquire(trigger)
-        over = threading.Event()
-        keeper = threading.Thread(target=self._renew, args=(number, over), daemon=True)
-        keeper.start()
         try:
-            yield
+            with beside.going_on(partial(self._renew, number)):
+                yield
         finally:
-            over.set()
-            keeper.join()
             lease.release(self._engine, self._lease, number)
 
     def _guard(self, connection: Connection) -> None:

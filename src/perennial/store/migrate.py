@@ -5,6 +5,7 @@ It waits for a database that is still starting, changes nothing twice, and may r
 
 import sys
 import time
+from collections.abc import Callable
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import ProgrammingError
@@ -51,22 +52,32 @@ def _fault(engine: Engine) -> Unavailable | None:
     return None
 
 
+def told(program: str, work: Callable[[str], str]) -> int:
+    """Work on the database that PERENNIAL_STATE_URL names, and print what came of it.
+
+    An error is one line on stderr and an exit code.
+    """
+    try:
+        print(work(Settings.load().state_url))
+    except PerennialError as exc:
+        print(f"{program}: {exc}", file=sys.stderr)
+        return exc.exit_code
+    return 0
+
+
+def _migrated(url: str) -> str:
+    if not url:
+        raise BadInput(
+            "PERENNIAL_STATE_URL is empty; SQLite in the state folder is migrated by itself"
+        )
+    engine = open_engine(url)
+    await_database(engine, WAIT_S)
+    return f"the tables at {shown(engine)} have version {migrate(engine)}"
+
+
 def main() -> int:
     """Migrate the database that PERENNIAL_STATE_URL names."""
-    try:
-        url = Settings.load().state_url
-        if not url:
-            raise BadInput(
-                "PERENNIAL_STATE_URL is empty; SQLite in the state folder is migrated by itself"
-            )
-        engine = open_engine(url)
-        await_database(engine, WAIT_S)
-        number = migrate(engine)
-    except PerennialError as exc:
-        print(f"perennial.store.migrate: {exc}", file=sys.stderr)
-        return exc.exit_code
-    print(f"the tables at {shown(engine)} have version {number}")
-    return 0
+    return told("perennial.store.migrate", _migrated)
 
 
 if __name__ == "__main__":
