@@ -1,4 +1,4 @@
-"""What a tenant does to the shared Broker and PostgreSQL does not stop the loop of its neighbour."""
+"""A tenant's load on the shared Broker and PostgreSQL does not stop its neighbour's loop."""
 
 import json
 import os
