@@ -16,6 +16,7 @@ from perennial import bundle
 from perennial.errors import Unavailable
 from perennial.ledger import Ledger
 from perennial.retrain import service
+from perennial.retrain.story import Story
 from perennial.settings import Settings
 from perennial.store import engine as engines
 from perennial.store import tenant
@@ -37,7 +38,7 @@ def test_two_projects_of_one_service_share_one_engine(
         made.append(make_engine(url))
         return made[-1]
 
-    monkeypatch.setattr(service, "make_engine", counted)
+    monkeypatch.setattr(engines, "make_engine", counted)
     monkeypatch.setattr(service, "serve", lambda *args: served.append(args))
     shared = settings.model_copy(update={"state_url": f"sqlite:///{tmp_path}/db/state.db"})
 
@@ -47,6 +48,7 @@ def test_two_projects_of_one_service_share_one_engine(
     ((told, workers, _),) = served
     assert [worker._engine for worker in workers] == made * 2
     assert told._box._engine is made[0]
+    assert Story(shared, "one", "run-1").result() is None, "who follows a run uses it too"
     assert len(made) == 1
     made[0].dispose()
 

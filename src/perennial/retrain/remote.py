@@ -7,12 +7,8 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
-
-from sqlalchemy import Engine
 
 from perennial import project as projects
 from perennial.errors import PerennialError, RunFailed, Unavailable
@@ -25,7 +21,7 @@ from perennial.retrain.story import Story
 from perennial.settings import Settings
 from perennial.steps import context, notify
 from perennial.store import lease
-from perennial.store.engine import make_engine
+from perennial.store.engine import borrowed
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +170,7 @@ class _End:
 
     def _tell_better(self, reason: str) -> None:
         """The exit handler is not told why a step ended that said nothing itself."""
-        with _state(self._settings, self._project) as engine:
+        with borrowed(self._settings.state(self._project).url) as engine:
             ledger = Ledger(engine)
             last = ledger.entries(self._project, "run.finished", self._run)[-1]
             if str(last.body["reason"]).startswith(notify.UNTOLD):
@@ -203,7 +199,7 @@ class _End:
 
     def _told_late(self) -> RunResult:
         """Do what the exit handler did not: it is not run again for a run that was resumed."""
-        with _state(self._settings, self._project) as engine:
+        with borrowed(self._settings.state(self._project).url) as engine:
             ledger = Ledger(engine)
             reason = notify.verdict(ledger, self._project, self._run)
             self._write(ledger, "succeeded", reason)
@@ -232,7 +228,7 @@ class _End:
         return ""
 
     def _fault(self) -> str:
-        with _state(self._settings, self._project) as engine:
+        with borrowed(self._settings.state(self._project).url) as engine:
             faults = Ledger(engine).entries(self._project, context.FAILED, self._run)
         if not faults:
             return ""
@@ -281,12 +277,3 @@ def _tell(seen: Run, told: set[str], progress: Progress | None) -> None:
 
 def _begun(task: Task) -> bool:
     return task.state in ("RUNNING", SUCCEEDED, "FAILED")
-
-
-@contextmanager
-def _state(settings: Settings, project: str) -> Iterator[Engine]:
-    engine = make_engine(settings.state(project).url)
-    try:
-        yield engine
-    finally:
-        engine.dispose()

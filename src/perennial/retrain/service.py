@@ -9,7 +9,6 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -34,7 +33,7 @@ from perennial.retrain.runs import Result, Runs
 from perennial.retrain.worker import Status, Worker
 from perennial.settings import Settings, StateFolder
 from perennial.store import lease
-from perennial.store.engine import make_engine
+from perennial.store.engine import kept_engine
 
 log = logging.getLogger(__name__)
 
@@ -244,11 +243,10 @@ def _check_host(settings: Settings, host: str) -> None:
 def _run(settings: Settings, path: Path, source: str, server: socket.socket) -> None:
     places = {projects.load(place).name: place for place in _places(path)}
     # Several projects share one database, as a cluster's do, and one engine; one has its own.
-    opened = cache(make_engine)
-    workers = {name: _worker(settings, place, source, opened) for name, place in places.items()}
+    workers = {name: _worker(settings, place, source) for name, place in places.items()}
     name, place = next(iter(places.items()))
     state = settings.state(name)
-    box, key = Inbox(opened(state.url)), _key(settings, state)
+    box, key = Inbox(kept_engine(state.url)), _key(settings, state)
     fresh = timedelta(seconds=settings.event_fresh_s)
     serve(Service(box, workers, key, _now, fresh), workers.values(), server)
 
@@ -263,12 +261,10 @@ def _places(path: Path) -> list[Path]:
     return found
 
 
-def _worker(
-    settings: Settings, place: Path, source: str, opened: Callable[[str], Engine]
-) -> Worker:
+def _worker(settings: Settings, place: Path, source: str) -> Worker:
     project = projects.load(place)
     state = settings.state(project.name)
-    engine = opened(state.url)
+    engine = kept_engine(state.url)
     confirm = FromSegments(state, engine, project)
     box = Inbox(engine, project.name)
     if not settings.state_url:

@@ -1,5 +1,6 @@
 """How is the database opened: one factory, durable commits, and writers that queue up."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ BUSY_S = 30
 # and all pods of a tenant share what its role may have (docs/state.md).
 KEPT, BEYOND = 2, 1
 POSTGRES = "postgresql+psycopg"
+
+_kept: dict[str, Engine] = {}
+_KEEPING = threading.Lock()
 
 _READ, _WRITE, _MIGRATE = "read", "write", "migrate"
 _QUEUE = f"SET LOCAL lock_timeout = '{BUSY_S}s'; "
@@ -58,6 +62,27 @@ def make_engine(url: str) -> Engine:
     else:
         _require_tables(engine)
     return engine
+
+
+def kept_engine(url: str) -> Engine:
+    """The one engine of a long-lived process for a database, open until the process ends."""
+    with _KEEPING:
+        if url not in _kept:
+            _kept[url] = make_engine(url)
+        return _kept[url]
+
+
+@contextmanager
+def borrowed(url: str) -> Iterator[Engine]:
+    """The engine that this process keeps for a database, else one for as long as the block."""
+    if url in _kept:
+        yield _kept[url]
+        return
+    engine = make_engine(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def open_engine(url: str) -> Engine:
