@@ -24,6 +24,7 @@ def ingest(
             run=run,
             trigger=trigger,
             now=ctx.now,
+            guard=ctx.guard,
         )
         snapshot.metadata.update(
             context.pins(taken.digest, run, as_of=taken.as_of.isoformat(), rows=str(taken.rows))

@@ -6,6 +6,7 @@ Each check returns its faults as sentences, and raises Nothing when it had nothi
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 Doc = dict[str, Any]
@@ -472,11 +473,52 @@ def _allow(one: Doc, bucket: str, tenant: str) -> Iterator[str]:
     listing = "s3:ListBucket" in _list(one.get("Action"))
     arn = f"arn:aws:s3:::{bucket}"
     for resource in _list(one.get("Resource")):
-        if resource != (arn if listing else f"{arn}/{tenant}/*"):
+        below = f"{arn}/{tenant}/"
+        if not (resource == arn if listing else resource.startswith(below)):
             yield f"reaches {resource}"
     prefixes = _list(one.get("Condition", {}).get("StringLike", {}).get("s3:prefix"))
     if listing and prefixes != [f"{tenant}/*"]:
         yield "lists what is not the tenant's"
+
+
+def may(
+    policy: Doc, who: str, action: str, key: str, *, bucket: str = "perennial", tls: bool = True
+) -> bool:
+    """Does a bucket policy let a user do this to an object, or list below this prefix?
+
+    As S3 decides: nothing is allowed that no statement allows, and a Deny has the last word.
+    """
+    arn = f"arn:aws:s3:::{bucket}"
+    resource = arn if action == "s3:ListBucket" else f"{arn}/{key}"
+    facts = {"s3:prefix": key, "aws:SecureTransport": str(tls).lower()}
+    meant = [
+        one["Effect"]
+        for one in some(policy.get("Statement") or [], "statement of a bucket policy")
+        if _is_for(one["Principal"], who)
+        and _matches(one["Action"], action)
+        and _matches(one["Resource"], resource)
+        and _holds(one.get("Condition", {}), facts)
+    ]
+    return "Allow" in meant and "Deny" not in meant
+
+
+def _is_for(principal: Any, who: str) -> bool:
+    if principal == "*":
+        return True
+    return any(str(arn).rpartition("/")[2] == who for arn in _list(principal["AWS"]))
+
+
+def _matches(patterns: Any, value: str) -> bool:
+    return any(fnmatchcase(value, pattern) for pattern in _list(patterns))
+
+
+def _holds(condition: Doc, facts: dict[str, str]) -> bool:
+    unknown = set(condition) - {"StringLike", "Bool"}
+    if unknown:
+        raise TypeError(f"conditions {unknown} are not understood here")
+    return all(
+        _matches(wanted, facts[key]) for test in condition.values() for key, wanted in test.items()
+    )
 
 
 def _tls(one: Doc) -> bool:

@@ -70,7 +70,9 @@ def test_a_shipped_file_keeps_the_rules_of_knative_mode(root, name):
     assert [n for n, c in containers.items() if "readinessProbe" in c] == ["transformer-container"]
     # Both fetch the bundle themselves: KServe's init container breaks `restricted`.
     assert "STORAGE_URI" not in str(containers)
-    assert all(c["envFrom"] == [{"secretRef": {"name": "artifacts"}}] for c in containers.values())
+    assert all(
+        c["envFrom"] == [{"secretRef": {"name": "server-artifacts"}}] for c in containers.values()
+    )
     assert all("limits" in c["resources"] for c in containers.values())
 
 

@@ -257,7 +257,7 @@ def test_what_pods_refer_to_is_there(overlay):
     docs = rendered(overlay)
     there = {policy.name(d) for d in docs}
     if overlay not in DEMOS:
-        there |= {"Secret/state", "Secret/artifacts", "Secret/event-key"}
+        there |= {"Secret/state", "Secret/artifacts", "Secret/server-artifacts", "Secret/event-key"}
 
     wanted = {name for pod in policy.pods(docs) for name in referred(pod)}
 
@@ -690,10 +690,10 @@ BUCKETS = {
     ),
     "every verb": (lambda s: s[1].update(Action="s3:*"), "allows s3:*"),
     "deleting": (
-        lambda s: s[1]["Action"].append("s3:DeleteObject"),
+        lambda s: s[2].update(Action=["s3:PutObject", "s3:DeleteObject"]),
         "allows s3:DeleteObject",
     ),
-    "whole listing": (lambda s: drop(s[2], "Condition"), "lists what is not the tenant's"),
+    "whole listing": (lambda s: drop(s[3], "Condition"), "lists what is not the tenant's"),
     "no TLS": (lambda s: s.pop(0), "requests without TLS are not refused"),
 }
 

@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from perennial.ledger import Ledger
 from perennial.records import Phase
 from perennial.retrain import launchers
 from perennial.settings import Settings
-from perennial.store import rollouts, versions
+from perennial.store import lease, rollouts, versions
 from perennial.store.engine import make_engine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,6 +158,25 @@ def test_the_run_sees_the_settings_as_they_are_now_and_few_threads(
 
     found = Ledger(make_engine(elsewhere.state("tiny").url)).entries("tiny", "run.started")
     assert found[0].body["threads"] == "2"
+
+
+def test_a_run_that_was_cut_off_leaves_no_lease_behind(settings, fake, folder, ledger):
+    launcher, engine = launchers.LocalLauncher(settings, fake), ledger._engine
+    waiting = threading.Thread(target=stopped, args=(launcher, request(folder, "sleep")))
+    waiting.start()
+    step_pid(folder)
+    (began,) = ledger.entries("tiny", "run.started")
+    held = lease.holder(engine, "run:tiny", time.time())
+
+    launcher.stop()
+    waiting.join(30)
+
+    assert (held, lease.holder(engine, "run:tiny", time.time())) == (began.subject, None)
+
+
+def stopped(launcher: launchers.LocalLauncher, asked: launchers.RunRequest) -> None:
+    with pytest.raises(RunFailed, match="was stopped"):
+        launcher.run(asked)
 
 
 def test_a_run_that_failed_before_it_could_say_that_it_began_still_has_its_reason(

@@ -92,13 +92,14 @@ def test_steps_of_one_run_hold_its_lease_by_name_and_nobody_else_gets_it(engine:
     lease.let_go(engine, "run", "run-1")
     free = lease.hold(engine, "run", "run-2", ttl_s=10, now=114.0)
 
-    assert (first, again, refused, seen, free) == ("run-1", "run-1", "run-1", "run-1", "run-2")
+    one, two = lease.Held("run-1", 1), lease.Held("run-2", 2)
+    assert (first, again, refused, seen, free) == (one, one, one, "run-1", two)
 
 
 def test_a_lease_that_is_held_by_name_is_lost_when_its_time_is_over(engine: Engine):
     lease.hold(engine, "run", "dead", ttl_s=10, now=100.0)
 
-    assert lease.hold(engine, "run", "run-2", ttl_s=10, now=110.0) == "run-2"
+    assert lease.hold(engine, "run", "run-2", ttl_s=10, now=110.0).holder == "run-2"
     assert lease.acquire(engine, "run", "late", ttl_s=10, now=111.0) is None
 
 

@@ -13,10 +13,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
 
-from perennial.errors import BadInput
+from perennial.errors import BadInput, Unavailable
 from perennial.store import rollouts, schema, tables
 from perennial.store.engine import make_engine, migrating, open_engine, reading
-from perennial.store.migrate import migrate
+from perennial.store.migrate import await_tables, migrate
 
 COMMAND = [sys.executable, "-m", "perennial.store.migrate"]
 
@@ -173,6 +173,20 @@ def test_a_database_that_starts_later_is_awaited_and_a_missing_one_is_told(tmp_p
     assert done.returncode == 3
     assert done.stderr.count("trying again") >= 2
     assert "hidden" not in done.stderr
+
+
+@pytest.mark.stores
+def test_tables_that_come_later_are_awaited_and_missing_ones_are_told(postgres):
+    url = postgres.tenant("early")
+    with pytest.raises(Unavailable, match="have version 0, wanted"):
+        await_tables(url, wait_s=0)
+    later = threading.Timer(1.5, lambda: migrate(open_engine(url)))
+    later.start()
+
+    await_tables(url, wait_s=30)
+
+    make_engine(url).dispose()
+    later.join()
 
 
 def test_without_a_url_there_is_nothing_to_migrate_by_hand():

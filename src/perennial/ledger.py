@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 
 from perennial import signing
 from perennial.errors import BadInput, LoopBroken
-from perennial.store import files
+from perennial.store import fence, files
 from perennial.store.engine import reading
 from perennial.store.tables import ledger, ledger_head
 
@@ -40,8 +40,10 @@ class Entry:
 class Ledger:
     """The ledger of one database; any number of processes may append to it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, guard: fence.Guard = fence.free) -> None:
+        """``guard`` refuses every entry of a writer that lost its lease."""
         self._engine = engine
+        self._guard = guard
 
     def append(
         self,
@@ -53,7 +55,7 @@ class Ledger:
         now: datetime,
         event_time: datetime | None = None,
     ) -> Entry:
-        """Add an entry; it is on the disk when this returns."""
+        """Add an entry; it is on the disk when this returns. Raises what the guard raises."""
         values = {
             "at": now.isoformat(),
             "event_time": event_time.isoformat() if event_time else None,
@@ -63,6 +65,7 @@ class Ledger:
             "body": signing.canonical(body).decode(),
         }
         with self._engine.begin() as connection:
+            self._guard(connection)
             seq, previous = _head(connection)
             row = {"seq": seq + 1, **values, "previous": previous}
             row["digest"] = _seal(row)
@@ -331,7 +334,7 @@ def _row(label: str, text: str) -> list[str]:
 
 
 def _lines(text: str, first: str, further: str) -> list[str]:
-    """Wrapped between words; a name such as ``retail-predictor-00002`` stays one, to be searched."""
+    """Wrapped between words; a name such as ``retail-predictor-00002`` stays whole."""
     return textwrap.wrap(
         text, _WIDTH, initial_indent=first, subsequent_indent=further, break_on_hyphens=False
     )

@@ -83,7 +83,7 @@ def secrets() -> list[dict[str, Any]]:
     data = {key: os.environ[key] for key in keys} | {"AWS_ENDPOINT_URL": S3}
     return [
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": found}
-        for name, found in (("artifacts", data), ("event-key", {"event.key": "k" * 32}))
+        for name, found in (("server-artifacts", data), ("event-key", {"event.key": "k" * 32}))
     ] + [{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "serving"}}]
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from perennial.retrain import job
+
 pytestmark = pytest.mark.cluster
 
 IMAGES = {
@@ -93,11 +95,7 @@ def _pod(image: str, code: str) -> dict[str, Any]:
                     # A pod that asks for nothing gets next to nothing on a busy node.
                     "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}},
                     "terminationMessagePolicy": "FallbackToLogsOnError",
-                    "securityContext": {
-                        "allowPrivilegeEscalation": False,
-                        "readOnlyRootFilesystem": True,
-                        "capabilities": {"drop": ["ALL"]},
-                    },
+                    "securityContext": job.RESTRICTED,
                     "volumeMounts": [
                         {"name": "work", "mountPath": "/home/perennial"},
                         {"name": "tmp", "mountPath": "/tmp"},

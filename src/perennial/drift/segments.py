@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ class Writer:
     features: tuple[str, ...]
     # Containers all have the same process id: the token keeps copies, and restarts of one, apart.
     stem: str
+    # What was written of windows that are not over: a server may read its parts, but list nothing.
+    _parts: dict[datetime, list[str]] = field(default_factory=dict)
 
     @classmethod
     def new(cls, folder: Place, revision: str, features: Sequence[str]) -> "Writer":
@@ -69,17 +71,22 @@ class Writer:
         pq.write_table(_table(window, self.revision, self.features), buffer)
         suffix = f"-{window.part}" if window.part else ""
         name = f"{_name(window.start)}/{self.stem}{suffix}{_PART}"
-        return self.folder.write(name, buffer.getvalue())
+        uri = self.folder.write(name, buffer.getvalue())
+        known = self._parts.setdefault(window.start, [])
+        known.extend([name] if name not in known else [])
+        return uri
 
     def write_report(self, report: DriftReport) -> str:
         """Write what was found in a window that is over; its presence says that it is over."""
         name = f"{_name(report.window_start)}/{self.stem}{_REPORT}"
         text = {**plain(report), "drifted": list(report.drifted)}
-        return self.folder.write(name, json.dumps(text, indent=1) + "\n")
+        uri = self.folder.write(name, json.dumps(text, indent=1) + "\n")
+        self._parts.pop(report.window_start, None)
+        return uri
 
     def read_own(self, window_start: datetime) -> SegmentRows:
-        """The rows of one window that this process wrote."""
-        return _read(self.folder, window_start, self.stem)
+        """The rows of one window that this process wrote and did not report on yet."""
+        return _rows_of(self.folder, window_start, self._parts.get(window_start, []))
 
 
 def starts(folder: Place) -> list[datetime]:
@@ -90,7 +97,9 @@ def starts(folder: Place) -> list[datetime]:
 
 def read(folder: Place, window_start: datetime) -> SegmentRows:
     """All rows of one window, from all its parts. Raises BadInput when there are none."""
-    return _read(at(folder), window_start, "")
+    where, window = at(folder), _name(window_start)
+    parts = [name for name in where.names(window) if name.endswith(_PART)]
+    return _rows_of(where, window_start, parts)
 
 
 def reports(folder: Place, window_start: datetime) -> list[DriftReport]:
@@ -123,12 +132,10 @@ def _table(window: ClosedWindow, revision: str, features: Sequence[str]) -> pa.T
     return pa.table(columns)
 
 
-def _read(folder: Folder, window_start: datetime, stem: str) -> SegmentRows:
-    window = _name(window_start)
-    found = [n for n in folder.names(window) if n.endswith(_PART)]
-    parts = [name for name in found if name.startswith(f"{window}/{stem}")]
+def _rows_of(folder: Folder, window_start: datetime, parts: Sequence[str]) -> SegmentRows:
     if not parts:
-        raise BadInput(f"no served rows at {folder.uri}/{window}; wanted Parquet parts")
+        where = f"{folder.uri}/{_name(window_start)}"
+        raise BadInput(f"no served rows at {where}; wanted Parquet parts")
     table = pa.concat_tables([_part(folder, n) for n in parts], promote_options="default")
     return _rows(table.sort_by([(c, "ascending") for c in ("event_time", "request_id", "row")]))
 

@@ -26,7 +26,12 @@ OLDEST_KSERVE = (0, 20)
 INSTALL = "kubectl apply -k kustomize/overlays/demo"
 IN_POD = "exec deploy/retraining -- perennial doctor --cluster"
 ADMIN = "ask an administrator of the cluster, or use another KUBECONFIG"
-SECRETS = {"state": ("url", "tracking-uri"), "event-key": ("event.key",), "artifacts": ()}
+SECRETS = {
+    "state": ("url", "tracking-uri"),
+    "event-key": ("event.key",),
+    "artifacts": (),
+    "server-artifacts": (),
+}
 RESTRICTED = "pod-security.kubernetes.io/enforce"
 Broker = create_namespaced_resource("eventing.knative.dev", "v1", "Broker", "brokers")
 

@@ -1,6 +1,7 @@
 """How does a person start, follow, resume and end a run, on whichever launcher is set?"""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
@@ -11,11 +12,12 @@ from rich.table import Table
 from perennial import project as projects
 from perennial.errors import BadInput
 from perennial.local import folders, look, spec, summary
-from perennial.retrain import choice
+from perennial.retrain import choice, ends
 from perennial.retrain.answers import Run
 from perennial.retrain.backend import Backend
 from perennial.retrain.launchers import Launcher, RunRequest, RunResult, short_name
 from perennial.settings import Settings
+from perennial.store.engine import make_engine
 
 
 @runtime_checkable
@@ -50,15 +52,28 @@ def submit(
     folder = folders.project_folder(settings, text)
     trigger = spec.by_hand()
     request = RunRequest(folder, source, spec.moment(as_of), trigger, trials, seed)
+    _settle(settings, projects.load(folder).name)
     if not wait:
         print(launcher.submit(request))
         return 0
     return _followed(projects.load(folder).name, lambda: launcher.run(request, progress=print))
 
 
+def _settle(settings: Settings, project: str) -> None:
+    """Let the lease of a run go that ended while nobody followed it."""
+    if not settings.state_url:
+        return
+    engine = make_engine(settings.state_url)
+    try:
+        ends.settle(engine, project, choice.launcher(settings).is_over, time.time())
+    finally:
+        engine.dispose()
+
+
 def listing(settings: Settings, project: str, *, verbose: bool, as_json: bool) -> int:
     """All runs, newest first: of the ledger, or of a KFP backend where that is out of reach."""
     if settings.launcher != "kfp" or settings.state_url:
+        _settle(settings, folders.state(settings, project).root.name)
         return look.runs(settings, project, verbose=verbose, as_json=as_json)
     found = [_plain(run) for run in islice(_backend_runs(settings, project), MOST)]
     if as_json:
@@ -87,9 +102,12 @@ def _backend_runs(settings: Settings, project: str) -> Iterator[Run]:
 def status(settings: Settings, name: str, *, project: str, as_json: bool) -> int:
     """Where a run is: its steps on a KFP backend, else what the ledger knows."""
     if settings.launcher != "kfp":
+        _settle(settings, folders.state(settings, project).root.name)
         return look.run(settings, project, name, as_json=as_json)
     backend = Backend(settings)
     run = backend.run(backend.find(name))
+    if run.ended:
+        _settle(settings, run.project)
     if as_json:
         print(json.dumps(_plain(run), indent=2))
         return 0

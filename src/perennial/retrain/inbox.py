@@ -12,6 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from perennial import signing
 from perennial.errors import Unavailable
 from perennial.records import Event
+from perennial.store import fence
 from perennial.store.engine import reading
 from perennial.store.tables import inbox
 
@@ -52,14 +53,19 @@ class Inbox:
         with reading(self._engine) as connection:
             return [(row["seq"], _event(row)) for row in connection.execute(query).mappings()]
 
-    def settle(self, seq: int, outcome: str) -> None:
-        """Handled, with what came of it; never handled again."""
+    def settle(self, seq: int, outcome: str, guard: fence.Guard = fence.free) -> None:
+        """Handled, with what came of it; never handled again. Raises what the guard raises."""
         with self._engine.begin() as connection:
+            guard(connection)
             _update(connection, seq, state=SETTLED, outcome=outcome)
 
-    def fail(self, seq: int, reason: str) -> bool:
-        """Handling raised an error. True when that was once too often: the event is set aside."""
+    def fail(self, seq: int, reason: str, guard: fence.Guard = fence.free) -> bool:
+        """Handling raised an error. True when that was once too often: the event is set aside.
+
+        Raises what the guard raises.
+        """
         with self._engine.begin() as connection:
+            guard(connection)
             tried = connection.execute(select(inbox.c.attempts).where(inbox.c.seq == seq))
             attempts = tried.scalar_one() + 1
             state = DEAD if attempts >= ATTEMPTS else PENDING

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import yaml
 
 from perennial import project as projects
 from perennial.errors import BadInput, PerennialError, RunFailed, Unavailable
-from perennial.retrain import launchers
+from perennial.retrain import beside, launchers
 from perennial.retrain.launchers import Log, Notes, RunRequest
 from perennial.settings import Settings
 from perennial.steps import context
@@ -109,7 +109,7 @@ def run(settings: Settings, spec: Path, request: RunRequest, name: str) -> int:
     ours = root / "spec.yaml"
     write_atomic(ours, pinned(spec.read_text(encoding="utf-8"), name).encode())
     try:
-        with _kept(steps):
+        with beside.going_on(partial(_keep_until, steps)):
             return _followed(settings, ours, request, root, log)
     finally:
         _keep_log(store, log)
@@ -140,20 +140,8 @@ def _code(notes: Notes, code: int) -> int:
     return Unavailable.exit_code if code else 0
 
 
-@contextmanager
-def _kept(steps: Steps) -> Iterator[None]:
-    """Copy what is done while the block runs, and once more after it."""
-    over = threading.Event()
-    keeper = threading.Thread(target=_keep_until, args=(steps, over))
-    keeper.start()
-    try:
-        yield
-    finally:
-        over.set()
-        keeper.join()
-
-
 def _keep_until(steps: Steps, over: threading.Event) -> None:
+    """Copy what is done now and then, and once more at the end."""
     while True:
         last = over.wait(_POLL_S)
         try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import secrets
 import threading
 import time
@@ -31,6 +32,12 @@ CONTAINER = "run"
 RUN = "perennial.dev/run"
 PROJECT = "perennial.dev/project"
 RETRIES = 2
+# Security of a container: it gains no power and changes nothing outside of its volumes.
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 KEPT_S = 24 * 3600  # how long a Job that ended stays for a person to look at
 _POLL_S = 1.0
 _SPARE_S = 300.0  # beyond the deadline, for the Job controller to end it
@@ -81,6 +88,19 @@ class JobLauncher:
     def stop(self) -> None:
         """Wait no longer; the run goes on."""
         self._stopped.set()
+
+    def is_over(self, project: str, run: str) -> bool:
+        """Ended by its own word, or by what became of its Job, which is then written down."""
+        if not re.fullmatch(rf"{re.escape(project)}-[0-9a-f]{{12}}", run):
+            return False
+        story = Story(self._settings, project, run)
+        job, pods = kube.find(self._client, Job, run), _pods(self._client, run)
+        over = _over(job, pods, self._settings)
+        if not story.ended():
+            if not over:
+                return False
+            story.fail(over)
+        return True
 
     def terminate(self, project: str, run: str) -> None:
         """End a run by hand, and say so in the ledger."""
@@ -136,7 +156,7 @@ class _Watch:
 
     def _look(self, impatient: bool) -> RunResult | None:
         try:
-            job, pods = kube.find(self._client, Job, self._run), self._pods()
+            job, pods = kube.find(self._client, Job, self._run), _pods(self._client, self._run)
             if self._progress:
                 self._read(pods)
         except (kube.Forbidden, BadInput):
@@ -178,10 +198,6 @@ class _Watch:
             told = [e.message for e in found if e.type == "Warning" and e.message]
         return f"it got no pod: {told[-1]}" if told else "it got no pod, and nobody says why"
 
-    def _pods(self) -> list[Pod]:
-        with kube.asking(f"reading the pods of Job {self._run}"):
-            return list(self._client.list(Pod, labels={RUN: self._run}))
-
     def _read(self, pods: Sequence[Pod]) -> None:
         """Take notice of what the newest pod wrote since the last look."""
         newest = max(pods, key=_born, default=None)
@@ -193,6 +209,11 @@ class _Watch:
         for line in lines[self._seen.get(name, 0) :]:
             self._notes.read(line)
         self._seen[name] = len(lines)
+
+
+def _pods(client: Client, run: str) -> list[Pod]:
+    with kube.asking(f"reading the pods of Job {run}"):
+        return list(client.list(Pod, labels={RUN: run}))
 
 
 def run_id(project: str, key: str) -> str:
@@ -291,11 +312,7 @@ def _container(settings: Settings, request: RunRequest, project: str, run: str) 
         "resources": {"requests": asked, "limits": {**asked, "cpu": settings.run_cpu_limit}},
         # Where the program could not even begin, its last words are all there is.
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": RESTRICTED,
         "volumeMounts": [
             {"name": "work", "mountPath": "/home/perennial"},
             {"name": "tmp", "mountPath": "/tmp"},

@@ -17,11 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from sqlalchemy import Engine
+
 from perennial import project as projects
 from perennial.errors import BadInput, PerennialError, RunFailed
 from perennial.ledger import Entry, Ledger
 from perennial.settings import PREFIX, Settings, StateFolder
 from perennial.steps import context
+from perennial.store import lease
 from perennial.store.engine import make_engine
 
 SPEC = Path("pipelines") / "training.yaml"
@@ -73,6 +76,13 @@ class Launcher(Protocol):
         """End the present run, if there is one."""
         ...
 
+    def is_over(self, project: str, run: str) -> bool:
+        """Is a run over that this launcher made? If so, its end stands in the ledger from now on.
+
+        False also for what is no run of such a launcher. Raises Unavailable when nobody answers.
+        """
+        ...
+
 
 class LocalLauncher:
     """Runs the spec by kfp.local in a child process that never outlives this one."""
@@ -92,7 +102,10 @@ class LocalLauncher:
         name = projects.load(request.project).name
         record = _Record(name, self._settings.state(name), request.trigger)
         log = Log(record.state.logs / f"run-{short_name(request.trigger)}.log", progress)
-        code = self._wait(request, log)
+        try:
+            code = self._wait(request, log)
+        finally:
+            record.let_go()
         if self._stopped:
             raise RunFailed(f"the run was stopped while it did {log.step or 'nothing yet'}")
         return record.result(code, log)
@@ -102,6 +115,10 @@ class LocalLauncher:
         self._stopped = True
         if self._child is not None:
             end(self._child)
+
+    def is_over(self, project: str, run: str) -> bool:
+        """A run ends with its launcher, which lets its lease go: there is nothing to look at."""
+        return False
 
     def _wait(self, request: RunRequest, log: "Log") -> int:
         self._stopped = False
@@ -183,24 +200,36 @@ class _Record:
             self._finish(run, reason)
         raise RunFailed(f"{reason}; the log is {log.path}")
 
-    def _run(self, entries: list[Entry]) -> str:
-        ours = [
+    def let_go(self) -> None:
+        """Let the lease of a run go whose processes are gone, however it ended."""
+        name = context.lease_of_runs(self._project)
+        with self._opened() as engine:
+            for run in self._ours(Ledger(engine).entries(self._project)):
+                lease.let_go(engine, name, run)
+
+    def _ours(self, entries: list[Entry]) -> list[str]:
+        return [
             e.subject
             for e in entries
-            if e.kind == "run.started" and e.body["trigger"] == self._trigger
+            if e.kind == "run.started"
+            and e.body["trigger"] == self._trigger
+            and e.seq not in self._before
         ]
+
+    def _run(self, entries: list[Entry]) -> str:
+        ours = self._ours(entries)
         # A run that failed before it could write its start still says how it ended.
         others = [e.subject for e in entries if e.kind in ("run.finished", context.FAILED)]
         return (ours or others or [""])[-1]
 
     def _entries(self) -> list[Entry]:
-        with self._ledger() as ledger:
-            return ledger.entries(self._project)
+        with self._opened() as engine:
+            return Ledger(engine).entries(self._project)
 
     def _finish(self, run: str, reason: str) -> None:
         body = {"run": run, "state": "failed", "reason": reason}
-        with self._ledger() as ledger:
-            ledger.append(
+        with self._opened() as engine:
+            Ledger(engine).append(
                 "run.finished",
                 project=self._project,
                 subject=run,
@@ -209,10 +238,10 @@ class _Record:
             )
 
     @contextmanager
-    def _ledger(self) -> Iterator[Ledger]:
+    def _opened(self) -> Iterator[Engine]:
         engine = make_engine(self.state.url)
         try:
-            yield Ledger(engine)
+            yield engine
         finally:
             engine.dispose()
 

@@ -1,34 +1,32 @@
 """How does a run on a KFP backend go, and how did it end?"""
 
+import contextlib
 import hashlib
 import logging
 import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
-
-from sqlalchemy import Engine
 
 from perennial import project as projects
 from perennial.errors import PerennialError, RunFailed, Unavailable
 from perennial.ledger import Ledger
 from perennial.retrain import specs
 from perennial.retrain.answers import SUCCEEDED, Run, Task
-from perennial.retrain.backend import Backend, read_spec
+from perennial.retrain.backend import Backend, Refused, read_spec
 from perennial.retrain.launchers import Progress, RunRequest, RunResult
 from perennial.retrain.story import Story
 from perennial.settings import Settings
 from perennial.steps import context, notify
 from perennial.store import lease
-from perennial.store.engine import make_engine
+from perennial.store.engine import borrowed
 
 log = logging.getLogger(__name__)
 
 POLL_S = 2.0
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _RAISED = re.compile(r"^\s*(?:[a-z_][\w.]*\.)?[A-Z]\w+: (.+)$", re.MULTILINE)
 
 
@@ -63,6 +61,20 @@ class KfpLauncher:
     def stop(self) -> None:
         """Wait no longer; the run goes on, and a request of the same key finds it again."""
         self._stopping.set()
+
+    def is_over(self, project: str, run: str) -> bool:
+        """Ended by the word of the backend; the ledger may know only of an attempt before."""
+        if not self._settings.state_url or not _ID.fullmatch(run):
+            return False
+        try:
+            seen = self.backend.run(run)
+        except Refused as exc:
+            log.info("not a run of %s: %s (%s)", self.backend.host, run, exc)
+            return False
+        if seen.ended:
+            with contextlib.suppress(RunFailed):
+                _End(self._settings, self.backend, project, run).result(seen)
+        return seen.ended
 
     def submit(self, request: RunRequest) -> str:
         """Start a run unless there is one of the request's key; gives its id."""
@@ -158,7 +170,7 @@ class _End:
 
     def _tell_better(self, reason: str) -> None:
         """The exit handler is not told why a step ended that said nothing itself."""
-        with _state(self._settings, self._project) as engine:
+        with borrowed(self._settings.state(self._project).url) as engine:
             ledger = Ledger(engine)
             last = ledger.entries(self._project, "run.finished", self._run)[-1]
             if str(last.body["reason"]).startswith(notify.UNTOLD):
@@ -187,7 +199,7 @@ class _End:
 
     def _told_late(self) -> RunResult:
         """Do what the exit handler did not: it is not run again for a run that was resumed."""
-        with _state(self._settings, self._project) as engine:
+        with borrowed(self._settings.state(self._project).url) as engine:
             ledger = Ledger(engine)
             reason = notify.verdict(ledger, self._project, self._run)
             self._write(ledger, "succeeded", reason)
@@ -216,7 +228,7 @@ class _End:
         return ""
 
     def _fault(self) -> str:
-        with _state(self._settings, self._project) as engine:
+        with borrowed(self._settings.state(self._project).url) as engine:
             faults = Ledger(engine).entries(self._project, context.FAILED, self._run)
         if not faults:
             return ""
@@ -265,12 +277,3 @@ def _tell(seen: Run, told: set[str], progress: Progress | None) -> None:
 
 def _begun(task: Task) -> bool:
     return task.state in ("RUNNING", SUCCEEDED, "FAILED")
-
-
-@contextmanager
-def _state(settings: Settings, project: str) -> Iterator[Engine]:
-    engine = make_engine(settings.state(project).url)
-    try:
-        yield engine
-    finally:
-        engine.dispose()

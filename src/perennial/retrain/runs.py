@@ -1,25 +1,30 @@
 """Has this trigger had its run? One run at a time, and a trigger's run is never made twice."""
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Protocol
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from perennial.errors import PerennialError, Unavailable
 from perennial.ledger import Entry, Ledger
+from perennial.retrain import beside, ends
 from perennial.steps.context import LOST, lease_of_runs
-from perennial.store import lease
+from perennial.store import fence, lease
 
 log = logging.getLogger(__name__)
 
 # A trigger whose run was cut off is started again, but not for ever.
 STARTS = 3
+SETTLE_S = 15.0  # between two looks at a run that nobody follows
 _POLL_S = 0.2
 
 
@@ -68,8 +73,14 @@ class Runs:
         cancel: Callable[[], None] | None = None,
         outlives: bool = False,
         lease_s: float = 20.0,
+        beat: Callable[[], object] = lambda: None,
+        is_over: ends.IsOver | None = None,
     ) -> None:
-        """``outlives`` says that runs go on without this process, and are found again."""
+        """``outlives`` says that runs go on without this process, and are found again.
+
+        ``beat`` is called while a run is waited for, to keep what must not lapse meanwhile;
+        ``is_over`` tells of a run that nobody follows, so that its lease is let go.
+        """
         self._project = project
         self._engine = engine
         self._ledger = Ledger(engine)
@@ -79,6 +90,10 @@ class Runs:
         self._outlives = outlives
         self._lease = lease_of_runs(project)
         self._lease_s = lease_s
+        self._beat = beat
+        self._is_over = is_over
+        self._settled = -math.inf
+        self._number: int | None = None
         self._stopping = threading.Event()
         self.running = False
 
@@ -90,7 +105,15 @@ class Runs:
 
     def is_held(self) -> bool:
         """Does anybody run the pipeline now?"""
+        if self._is_over:
+            return not ends.settle(self._engine, self._project, self._is_over, self._now())
         return lease.holder(self._engine, self._lease, self._now()) is not None
+
+    def settle(self) -> None:
+        """Let the lease of a run go that is over; often called, this seldom looks."""
+        if self._is_over and time.monotonic() - self._settled > SETTLE_S:
+            self._settled = time.monotonic()
+            ends.settle(self._engine, self._project, self._is_over, self._now())
 
     def newest_as_of(self) -> datetime | None:
         """Up to when the newest retraining had data; making the first model was none."""
@@ -109,13 +132,13 @@ class Runs:
         """
         with self._exclusively(trigger):
             starts = self._starts(trigger)
-            ends = self._ends(starts)
-            under_way = [r for r in starts if r not in ends]
+            told = self._ends(starts)
+            under_way = [r for r in starts if r not in told]
             if under_way and self._outlives:
                 return self._run(trigger, as_of)
             for run in under_way:
                 self._finish(run, LOST, "the service ended while it ran")
-            done = [end for end in ends.values() if end.body["state"] != LOST]
+            done = [end for end in told.values() if end.body["state"] != LOST]
             if done:
                 return _outcome(done[-1].body["state"], done[-1].body["reason"])
             if len(starts) >= STARTS:
@@ -153,7 +176,7 @@ class Runs:
         return {run: entries[-1] for run, entries in found.items() if entries}
 
     def _finish(self, run: str, state: str, reason: str) -> Entry:
-        return self._ledger.append(
+        return Ledger(self._engine, self._guard).append(
             "run.finished",
             project=self._project,
             subject=run,
@@ -164,30 +187,39 @@ class Runs:
     @contextmanager
     def _exclusively(self, trigger: str) -> Iterator[None]:
         """Hold the lease of runs, renewed by a thread for as long as the block takes."""
-        fence = self._acquire(trigger)
-        over = threading.Event()
-        keeper = threading.Thread(target=self._renew, args=(fence, over), daemon=True)
-        keeper.start()
+        number = self._number = self._acquire(trigger)
         try:
-            yield
+            with beside.going_on(partial(self._renew, number)):
+                yield
         finally:
-            over.set()
-            keeper.join()
-            lease.release(self._engine, self._lease, fence)
+            lease.release(self._engine, self._lease, number)
+
+    def _guard(self, connection: Connection) -> None:
+        fence.check_run(connection, self._lease, self._number)
 
     def _acquire(self, trigger: str) -> int:
         while True:
             self._refuse_when_stopping()
             # The first step of the run knows by this name that the lease is held for it.
-            fence = lease.acquire(self._engine, self._lease, trigger, self._lease_s, self._now())
-            if fence is not None:
-                return fence
+            number = lease.acquire(
+                self._engine,
+                self._lease,
+                trigger,
+                self._lease_s,
+                self._now(),
+                goes_on=self._outlives,
+            )
+            if number is not None:
+                return number
+            self._beat()
+            self.settle()
             self._stopping.wait(_POLL_S)
 
-    def _renew(self, fence: int, over: threading.Event) -> None:
+    def _renew(self, number: int, over: threading.Event) -> None:
         while not over.wait(self._lease_s / 4):
             try:
-                kept = lease.renew(self._engine, self._lease, fence, self._lease_s, self._now())
+                kept = lease.renew(self._engine, self._lease, number, self._lease_s, self._now())
+                self._beat()
             except (SQLAlchemyError, Unavailable) as exc:
                 log.warning("the lease %s could not be renewed: %s", self._lease, exc)
                 continue

@@ -30,10 +30,10 @@ from perennial.retrain.confirm import FromSegments
 from perennial.retrain.inbox import Inbox
 from perennial.retrain.launchers import RunRequest
 from perennial.retrain.runs import Result, Runs
-from perennial.retrain.worker import Status, Turn, Worker
+from perennial.retrain.worker import Status, Worker
 from perennial.settings import Settings, StateFolder
-from perennial.store import lease
-from perennial.store.engine import make_engine
+from perennial.store import lease, migrate
+from perennial.store.engine import kept_engine
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def serve(service: Service, workers: Iterable[Worker], server: socket.socket) ->
     """Serve until SIGTERM or SIGINT, then end the workers."""
     # uvicorn ends first and then raises the signal again, for us to leave with code 0.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
+        signal.signal(number, lambda *_: sys.exit())
     config = uvicorn.Config(
         service.app(),
         loop="asyncio",
@@ -241,12 +241,16 @@ def _check_host(settings: Settings, host: str) -> None:
 
 
 def _run(settings: Settings, path: Path, source: str, server: socket.socket) -> None:
+    if settings.state_url:
+        # The first process of a container ends on no signal by itself.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        migrate.await_tables(settings.state_url)
     places = {projects.load(place).name: place for place in _places(path)}
+    # Several projects share one database, as a cluster's do, and one engine; one has its own.
     workers = {name: _worker(settings, place, source) for name, place in places.items()}
-    # Several projects share one database, as a cluster's do; one project has its own.
     name, place = next(iter(places.items()))
     state = settings.state(name)
-    box, key = Inbox(make_engine(state.url)), _key(settings, state)
+    box, key = Inbox(kept_engine(state.url)), _key(settings, state)
     fresh = timedelta(seconds=settings.event_fresh_s)
     serve(Service(box, workers, key, _now, fresh), workers.values(), server)
 
@@ -264,27 +268,22 @@ def _places(path: Path) -> list[Path]:
 def _worker(settings: Settings, place: Path, source: str) -> Worker:
     project = projects.load(place)
     state = settings.state(project.name)
-    engine = make_engine(state.url)
+    engine = kept_engine(state.url)
     confirm = FromSegments(state, engine, project)
-    runs = _runs(settings, project, engine, place, source)
-    return Worker(
-        project,
-        engine,
-        Inbox(engine, project.name),
-        runs,
-        confirm,
-        _now,
-        _turn(settings, project.name, engine),
-    )
-
-
-def _turn(settings: Settings, project: str, engine: Engine) -> Turn:
-    """Several copies of this service share a database on a cluster; here there is one."""
+    box = Inbox(engine, project.name)
     if not settings.state_url:
-        return lambda: True
+        runs = _runs(settings, project, engine, place, source)
+        return Worker(project, engine, box, runs, confirm, _now)
+    # Several copies of this service share a database on a cluster; here there is one.
+    turn = _turn(project.name, engine)
+    runs = _runs(settings, project, engine, place, source, turn.keep)
+    return Worker(project, engine, box, runs, confirm, _now, turn.leads, turn.guard)
+
+
+def _turn(project: str, engine: Engine) -> lease.Leader:
     holder = f"{socket.gethostname()}-{os.getpid()}"
     name = f"retraining:{project}"
-    return lease.Leader(engine, name, holder, TURN_S, lambda: _now().timestamp()).leads
+    return lease.Leader(engine, name, holder, TURN_S, lambda: _now().timestamp())
 
 
 def _key(settings: Settings, state: StateFolder) -> bytes:
@@ -292,7 +291,14 @@ def _key(settings: Settings, state: StateFolder) -> bytes:
     return signing.read_key(given) if given else signing.event_key(state.keys)
 
 
-def _runs(settings: Settings, project: Project, engine: Engine, path: Path, source: str) -> Runs:
+def _runs(
+    settings: Settings,
+    project: Project,
+    engine: Engine,
+    path: Path,
+    source: str,
+    beat: Callable[[], object] = lambda: None,
+) -> Runs:
     launcher = choice.launcher(settings)
 
     def launch(as_of: datetime, trigger: str) -> Result:
@@ -306,6 +312,8 @@ def _runs(settings: Settings, project: Project, engine: Engine, path: Path, sour
         _now,
         cancel=launcher.stop,
         outlives=launcher.outlives,
+        beat=beat,
+        is_over=launcher.is_over,
     )
 
 

@@ -1,10 +1,6 @@
 """What does the ledger say about the end of one run that went on elsewhere?"""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
-
-from sqlalchemy import Engine
 
 from perennial.errors import RunFailed
 from perennial.ledger import Entry, Ledger
@@ -12,7 +8,7 @@ from perennial.retrain.launchers import RunResult
 from perennial.settings import Settings
 from perennial.steps import context
 from perennial.store import lease
-from perennial.store.engine import make_engine
+from perennial.store.engine import borrowed
 
 
 class Story:
@@ -25,7 +21,7 @@ class Story:
 
     def result(self) -> RunResult | None:
         """How the run ended, None while it goes on. Raises RunFailed when it failed."""
-        with self._engine() as engine:
+        with borrowed(self._url) as engine:
             ledger = Ledger(engine)
             ends = ledger.entries(self._project, "run.finished", self._run)
             faults = ledger.entries(self._project, context.FAILED, self._run)
@@ -35,9 +31,16 @@ class Story:
             return RunResult(self._run, "succeeded", ends[-1].body["reason"])
         raise RunFailed(f"{_reason(ends[-1], faults)}; the run is {self._run}")
 
+    def ended(self) -> bool:
+        """Did the run end, however?"""
+        try:
+            return self.result() is not None
+        except RunFailed:
+            return True
+
     def fail(self, reason: str) -> RunFailed:
         """Write that the run failed, unless it told its end itself, and let its lease go."""
-        with self._engine() as engine:
+        with borrowed(self._url) as engine:
             ledger = Ledger(engine)
             if not ledger.entries(self._project, "run.finished", self._run):
                 ledger.append(
@@ -49,14 +52,6 @@ class Story:
                 )
             lease.let_go(engine, context.lease_of_runs(self._project), self._run)
         return RunFailed(f"{reason}; the run is {self._run}")
-
-    @contextmanager
-    def _engine(self) -> Iterator[Engine]:
-        engine = make_engine(self._url)
-        try:
-            yield engine
-        finally:
-            engine.dispose()
 
 
 def _reason(end: Entry, faults: list[Entry]) -> str:

@@ -19,7 +19,7 @@ from perennial.records import Action, Decision, DriftReport, Event
 from perennial.retrain import policy
 from perennial.retrain.inbox import Inbox
 from perennial.retrain.runs import Runs, Stopped
-from perennial.store import rollouts
+from perennial.store import fence, rollouts
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,9 @@ class Worker:
         confirm: Confirm,
         clock: Callable[[], datetime],
         turn: Turn = lambda: True,
+        guard: fence.Guard = fence.free,
     ) -> None:
+        """``guard`` refuses what this copy would write after its turn went to another."""
         self._project = project
         self._engine = engine
         self._inbox = inbox
@@ -66,7 +68,8 @@ class Worker:
         self._confirm = confirm
         self._clock = clock
         self._turn = turn
-        self._ledger = Ledger(engine)
+        self._guard = guard
+        self._ledger = Ledger(engine, guard)
         self._last_decided = self._newest_decided()
         self._stopping = threading.Event()
         self._news = threading.Event()
@@ -104,7 +107,9 @@ class Worker:
     def undelivered(self, event: Event) -> None:
         """Write down, once, that an event came too late to count."""
         if not self._recorded("event.undelivered", event):
-            self._append("event.undelivered", event, events.hint(event), {"id": event.id})
+            # Whichever copy is told of it, whether it has the turn or not.
+            body, hint = {"id": event.id}, events.hint(event)
+            self._append("event.undelivered", event, hint, body, Ledger(self._engine))
 
     def step(self) -> bool:
         """Handle the oldest pending event; False when there is none, or it is another's turn.
@@ -116,7 +121,7 @@ class Worker:
             return False
         seq, event = waiting[0]
         try:
-            self._inbox.settle(seq, self._handle(event))
+            self._inbox.settle(seq, self._handle(event), self._guard)
         except (SQLAlchemyError, Unavailable, Stopped):
             raise
         except Exception as exc:
@@ -137,12 +142,13 @@ class Worker:
             self._stopping.wait(_RETRY_S)
             return
         if not busy:
+            self._runs.settle()
             self._news.wait(_RETRY_S)
 
     def _failed(self, seq: int, event: Event, exc: Exception) -> None:
         reason = str(exc) if isinstance(exc, PerennialError) else f"{type(exc).__name__}: {exc}"
         log.warning("event %s could not be handled: %s", event.id, reason)
-        if not self._inbox.fail(seq, reason):
+        if not self._inbox.fail(seq, reason, self._guard):
             return
         told = Decision(Action.DECLINE, f"set aside, it could not be handled: {reason}")
         with contextlib.suppress(BadInput):
@@ -232,13 +238,20 @@ class Worker:
         if self._last_decided is None or hint.window_end > self._last_decided:
             self._last_decided = hint.window_end
 
-    def _append(self, kind: str, event: Event, hint: events.Hint, body: dict[str, Any]) -> None:
+    def _append(
+        self,
+        kind: str,
+        event: Event,
+        hint: events.Hint,
+        body: dict[str, Any],
+        ledger: Ledger | None = None,
+    ) -> None:
         where = {
             "source": event.source,
             "window_start": hint.window_start.isoformat(),
             "window_end": hint.window_end.isoformat(),
         }
-        self._ledger.append(
+        (ledger or self._ledger).append(
             kind,
             project=self._project.name,
             subject=event.id,

@@ -24,6 +24,7 @@ from perennial.rollout.champion import Champion
 from perennial.rollout.reconcile import Reconciler
 from perennial.rollout.watch import Watcher
 from perennial.settings import Settings
+from perennial.store import migrate
 from perennial.store.engine import make_engine
 from perennial.store.lease import Leader
 
@@ -121,6 +122,7 @@ def _run(settings: Settings, given: argparse.Namespace) -> int:
     with ExitStack() as opened:
         opened.enter_context(health.told(given.health_port))
         client = opened.enter_context(kube.connect(settings.namespace))
+        migrate.await_tables(settings.state_url, pause=lambda s: stop.wait(s) and sys.exit())
         engine = make_engine(settings.state_url)
         opened.callback(engine.dispose)
         if settings.deployment_mode == places.STANDARD:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from perennial.errors import BadInput, RunFailed
 from perennial.ledger import Ledger
 from perennial.project import Project
 from perennial.settings import Settings, StateFolder
-from perennial.store import files, lease
+from perennial.store import fence, files, lease
 from perennial.store.engine import make_engine
 
 LOST = "lost"  # end of a run that nobody saw end; its trigger may have another
@@ -44,6 +45,8 @@ class Context:
     ledger: Ledger
     run: str
     now: datetime
+    # Refuses what only the run may write that holds the lease; the ledger has it already.
+    guard: fence.Guard = fence.free
 
 
 @contextmanager
@@ -51,7 +54,8 @@ def opened(step: str, project: str, run: str, trigger: str = "") -> Iterator[Con
     """Open what a step needs; an error inside is written to the ledger under the step's name.
 
     The first step gives its ``trigger`` and so takes the lease of runs, unless who started the
-    run holds it already. Raises RunFailed while another run goes on.
+    run holds it already. Raises RunFailed while another run goes on. A step whose run lost the
+    lease to another writes nothing but its own failure.
     """
     settings = Settings.load()
     where = find(settings, project)
@@ -62,9 +66,11 @@ def opened(step: str, project: str, run: str, trigger: str = "") -> Iterator[Con
     ledger = Ledger(engine)
     now = datetime.now(UTC)
     try:
-        ctx = Context(settings, found, folder, state, engine, ledger, run, now)
-        _hold(ctx, trigger)
-        yield ctx
+        ttl_s = BEYOND * settings.step_timeout_s
+        number = _hold(_Work(engine, ledger, found.name, run, now, ttl_s), trigger)
+        guard = partial(fence.check_run, name=lease_of_runs(found.name), number=number)
+        mine = Ledger(engine, guard)
+        yield Context(settings, found, folder, state, engine, mine, run, now, guard)
     except Exception as exc:
         body = {"run": run, "step": step, "reason": reason(exc)}
         ledger.append(FAILED, project=found.name, subject=run, body=body, now=now)
@@ -89,23 +95,52 @@ def ends(ledger: Ledger, project: str, run: str, trigger: str) -> dict[str, str 
     return found
 
 
-def _hold(ctx: Context, trigger: str) -> None:
-    """Take the lease in the first step, keep it in the later ones."""
-    name, moment = lease_of_runs(ctx.project.name), ctx.now.timestamp()
-    held = lease.holder(ctx.engine, name, moment)
-    # Whoever started this run may hold the lease for it, under the name of the trigger; should
-    # that one fall silent, the next step takes it over.
-    if held in (None, ctx.run):
-        ttl_s = BEYOND * ctx.settings.step_timeout_s
-        held = lease.hold(ctx.engine, name, ctx.run, ttl_s, moment)
-    if trigger and held == trigger:
+def _hold(work: "_Work", trigger: str) -> int | None:
+    """Take the lease in the first step, keep it in the later ones; gives its number.
+
+    None, when it is another's. Whoever started this run may hold the lease for it, under the
+    name of the trigger; should that one fall silent, the next step takes it over.
+    """
+    cause, told = trigger or work.cause(), work.ends()
+    if told and told[-1] == LOST:
+        raise RunFailed(f"run {work.run} was given up as lost, and its trigger may have another")
+    held = work.hold(cause)
+    holder = held.holder
+    if trigger and holder == trigger:
         # A copy of a run has the same trigger, and so would pass for the one that goes on.
-        told = ends(ctx.ledger, ctx.project.name, ctx.run, trigger)
-        held = next((other for other, end in told.items() if end is None), held)
-    if trigger and held not in (trigger, ctx.run):
+        others = ends(work.ledger, work.project, work.run, trigger)
+        holder = next((other for other, end in others.items() if end is None), holder)
+    if trigger and holder not in (trigger, work.run):
         raise RunFailed(
-            f"another run of {ctx.project.name} goes on ({held}); start this one when it ended"
+            f"another run of {work.project} goes on ({holder}); start this one when it ended"
         )
+    return held.number if holder in (cause, work.run) else None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One run and its lease, before a step of it is opened."""
+
+    engine: Engine
+    ledger: Ledger
+    project: str
+    run: str
+    now: datetime
+    ttl_s: float
+
+    def cause(self) -> str:
+        """What started the run, as its first step wrote; empty before that."""
+        started = self.ledger.entries(self.project, "run.started", self.run)
+        return str(started[-1].body["trigger"]) if started else ""
+
+    def ends(self) -> list[str]:
+        """How the run ended: not at all, once, or again after it was resumed."""
+        told = self.ledger.entries(self.project, "run.finished", self.run)
+        return [str(entry.body["state"]) for entry in told]
+
+    def hold(self, cause: str) -> lease.Held:
+        name, moment = lease_of_runs(self.project), self.now.timestamp()
+        return lease.hold(self.engine, name, self.run, self.ttl_s, moment, after=cause)
 
 
 def find(settings: Settings, project: str) -> Path:

@@ -20,6 +20,7 @@ def deploy(ctx: Context, number: int) -> RolloutState:
         bundle_uri=f"{ctx.state.artifacts('bundles')}/{bundle.name_of(version.digest)}",
         run_id=ctx.run,
         limits=ctx.project.rollout.model_dump_json(),
+        guard=ctx.guard,
     )
     ctx.ledger.append(
         "rollout.wished",

@@ -15,7 +15,7 @@ from perennial.ledger import Ledger
 from perennial.project import Project
 from perennial.settings import Settings
 from perennial.steps import context
-from perennial.store import files
+from perennial.store import fence, files
 from perennial.store.engine import make_engine
 
 
@@ -40,11 +40,12 @@ def ingest(
     run: str,
     trigger: str,
     now: datetime,
+    guard: fence.Guard = fence.free,
 ) -> Snapshot:
     """Keep every row before ``as_of`` (None: all) and write the start of the run to the ledger.
 
     Labels that are not known by then are blank. Raises BadInput for a source that is missing or
-    malformed, RunFailed when nothing is left.
+    malformed, RunFailed when nothing is left, and what the guard raises.
     """
     raw = sources.read(project, source or None, folder)
     frame, moment = known_at(project, raw, as_of)
@@ -55,7 +56,12 @@ def ingest(
         )
     taken = _keep(settings, project, frame, moment)
     files.write_atomic(out, taken.path.read_bytes())
-    _record(settings, project, taken, run=run, trigger=trigger, source=source, now=now)
+    engine = make_engine(settings.state(project.name).url)
+    try:
+        ledger = Ledger(engine, guard)
+        _record(ledger, project, taken, run=run, trigger=trigger, source=source, now=now)
+    finally:
+        engine.dispose()
     return taken
 
 
@@ -92,7 +98,7 @@ def content(frame: pd.DataFrame) -> bytes:
 
 
 def _record(
-    settings: Settings,
+    ledger: Ledger,
     project: Project,
     taken: Snapshot,
     *,
@@ -101,8 +107,6 @@ def _record(
     source: str,
     now: datetime,
 ) -> None:
-    engine = make_engine(settings.state(project.name).url)
-    ledger = Ledger(engine)
     body = {
         "run": run,
         "trigger": _cause(ledger, project.name, run, trigger),
@@ -119,7 +123,6 @@ def _record(
         now=now,
         event_time=taken.as_of,
     )
-    engine.dispose()
 
 
 def _cause(ledger: Ledger, project: str, run: str, trigger: str) -> str:

@@ -14,7 +14,8 @@ def notify(ctx: Context, status: str, message: str) -> str:
     state = "succeeded" if status in SUCCESS else "failed"
     said = verdict(ctx.ledger, ctx.project.name, ctx.run)
     reason = said if state == "succeeded" else _fault(ctx) or message
-    ctx.ledger.append(
+    # Also a run that lost its lease tells how it ended.
+    Ledger(ctx.engine).append(
         "run.finished",
         project=ctx.project.name,
         subject=ctx.run,

@@ -24,7 +24,7 @@ def register(ctx: Context, judged: Path) -> Version:
     _check_gate(judged, parts)
     uri = keep(judged, ctx.state, parts.digest)
     version = versions.next_version(
-        ctx.engine, ctx.project.name, parts.digest, ctx.run, parts.lineage.as_of
+        ctx.engine, ctx.project.name, parts.digest, ctx.run, parts.lineage.as_of, ctx.guard
     )
     registry.publish(ctx.settings, ctx.project.name, version, uri)
     ctx.ledger.append(

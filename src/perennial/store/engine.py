@@ -1,5 +1,6 @@
 """How is the database opened: one factory, durable commits, and writers that queue up."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,12 +9,20 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from perennial.errors import BadInput, Unavailable
 from perennial.store import schema, tables
 
 BUSY_S = 30
+# Connections that one process keeps, and takes beyond that while it is busy. Writers queue anyhow,
+# and all pods of a tenant share what its role may have (docs/state.md).
+KEPT, BEYOND = 2, 1
 POSTGRES = "postgresql+psycopg"
+
+_kept: dict[str, Engine] = {}
+_KEEPING = threading.Lock()
 
 _READ, _WRITE, _MIGRATE = "read", "write", "migrate"
 _QUEUE = f"SET LOCAL lock_timeout = '{BUSY_S}s'; "
@@ -28,6 +37,7 @@ _BEGIN = {
         _MIGRATE: f"{_QUEUE}SELECT pg_advisory_xact_lock(hashtext(current_schema()))",
     },
 }
+_FULL = "too many connections for role"  # what the server says, in a message without a code
 # A server that vanished is noticed within half a minute, not after two hours of TCP.
 _POSTGRES_ARGS: dict[str, Any] = {
     "connect_timeout": 10,
@@ -52,6 +62,27 @@ def make_engine(url: str) -> Engine:
     else:
         _require_tables(engine)
     return engine
+
+
+def kept_engine(url: str) -> Engine:
+    """The one engine of a long-lived process for a database, open until the process ends."""
+    with _KEEPING:
+        if url not in _kept:
+            _kept[url] = make_engine(url)
+        return _kept[url]
+
+
+@contextmanager
+def borrowed(url: str) -> Iterator[Engine]:
+    """The engine that this process keeps for a database, else one for as long as the block."""
+    if url in _kept:
+        yield _kept[url]
+        return
+    engine = make_engine(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def open_engine(url: str) -> Engine:
@@ -103,16 +134,30 @@ def _sqlite(address: URL) -> Engine:
 
 
 def _postgres(address: URL) -> Engine:
-    # Few are kept open: a tenant may have thirty processes and a hundred connections.
     engine = create_engine(
         address,
         connect_args=_POSTGRES_ARGS,
+        poolclass=_Pool,
         pool_pre_ping=True,
-        pool_size=2,
-        max_overflow=14,
+        pool_size=KEPT,
+        max_overflow=BEYOND,
+        pool_timeout=BUSY_S,
     )
     event.listen(engine, "handle_error", _translate)
     return engine
+
+
+class _Pool(QueuePool):
+    """Waits for a connection that another thread gives back, as writers wait for their turn."""
+
+    def connect(self) -> PoolProxiedConnection:
+        try:
+            return super().connect()
+        except PoolTimeout as exc:
+            raise Unavailable(
+                f"the {KEPT + BEYOND} connections of this process to the state database were busy"
+                f" for {BUSY_S} s"
+            ) from exc
 
 
 def _prepare(connection: Any, _record: Any) -> None:
@@ -133,6 +178,11 @@ def _translate(context: ExceptionContext) -> None:
         return
     where = context.engine.url if context.engine else "?"
     said = " ".join(str(context.original_exception).split())
+    if _FULL in said:
+        raise Unavailable(
+            f"the state database {where} gives this role no further connection: its pods use all"
+            " that it may have; this passes, or the role needs more (docs/state.md)"
+        )
     raise Unavailable(f"the state database {where} cannot be used now: {said}")
 
 

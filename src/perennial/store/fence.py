@@ -20,3 +20,12 @@ def check(connection: Connection, name: str, number: int | None) -> None:
     query = select(leases.c.fence).where(leases.c.name == name, leases.c.expires > 0)
     if number is None or connection.execute(query).scalar_one_or_none() != number:
         raise Unavailable(f"another {name} leads now; this one writes no more")
+
+
+def check_run(connection: Connection, name: str, number: int | None) -> None:
+    """As ``check``, but a lease that was given back is still that of its last holder's work."""
+    query = select(leases.c.fence, leases.c.holder).where(leases.c.name == name)
+    row = connection.execute(query).one_or_none()
+    if row is None or number is None or row.fence != number:
+        holder = row.holder if row else "nobody"
+        raise Unavailable(f"the lease {name} went to {holder}; this one writes no more")

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 
@@ -14,8 +15,21 @@ from perennial.store.tables import leases
 log = logging.getLogger(__name__)
 
 
-def acquire(engine: Engine, name: str, holder: str, ttl_s: float, now: float) -> int | None:
-    """Take a lease that is free or over; gives the fencing number, None while another holds it."""
+@dataclass(frozen=True)
+class Held:
+    """Who has a lease, and the number of the work that it is held for."""
+
+    holder: str
+    number: int
+
+
+def acquire(
+    engine: Engine, name: str, holder: str, ttl_s: float, now: float, *, goes_on: bool = False
+) -> int | None:
+    """Take a lease that is free or over; gives the fencing number, None while another holds it.
+
+    ``goes_on`` says that what the holder had begun under it goes on: then the number stays.
+    """
     with engine.begin() as connection:
         row = _row(connection, name)
         if row is None:
@@ -24,7 +38,7 @@ def acquire(engine: Engine, name: str, holder: str, ttl_s: float, now: float) ->
             return 1
         if row["expires"] > now:
             return None
-        fence = int(row["fence"]) + 1
+        fence = int(row["fence"]) + (not goes_on or row["holder"] != holder)
         _set(connection, name, holder=holder, fence=fence, expires=now + ttl_s)
         return fence
 
@@ -45,19 +59,25 @@ def release(engine: Engine, name: str, fence: int) -> None:
             _set(connection, name, expires=0.0)
 
 
-def hold(engine: Engine, name: str, holder: str, ttl_s: float, now: float) -> str:
-    """Take a lease, or hold on to it for longer, by the holder's name; gives who has it then."""
+def hold(
+    engine: Engine, name: str, holder: str, ttl_s: float, now: float, *, after: str = ""
+) -> Held:
+    """Take a lease, or hold on to it for longer, by the holder's name; gives who has it then.
+
+    ``after`` is who held it for this holder's work before: then it is the same work still.
+    """
     with engine.begin() as connection:
         row = _row(connection, name)
         if row is None:
             values = {"name": name, "holder": holder, "fence": 1, "expires": now + ttl_s}
             connection.execute(insert(leases).values(values))
-            return holder
-        if row["expires"] > now and row["holder"] != holder:
-            return str(row["holder"])
-        fence = int(row["fence"]) + (row["holder"] != holder)
+            return Held(holder, 1)
+        fence, last = int(row["fence"]), str(row["holder"])
+        if row["expires"] > now and last != holder:
+            return Held(last, fence)
+        fence += last not in (holder, after)
         _set(connection, name, holder=holder, fence=fence, expires=now + ttl_s)
-        return holder
+        return Held(holder, fence)
 
 
 def let_go(engine: Engine, name: str, holder: str) -> None:
@@ -117,6 +137,12 @@ class Leader:
         if self._fence is not None:
             log.info("leads lease=%s holder=%s term=%d", self._name, self._holder, self._fence)
         return self._fence is not None
+
+    def keep(self) -> None:
+        """Stay the one through work that takes long; what was lost is not taken anew by this."""
+        now = self._clock()
+        if self._fence is not None and now >= self._sure_until:
+            self._renew(now)
 
     def check(self) -> None:
         """Nothing, while this process leads. Raises Unavailable when another one took over."""

@@ -118,10 +118,19 @@ class Folder:
 
     def _contents(self, name: str) -> dict[str, str]:
         where = f"{name}/{CONTENTS}"
-        if not self.exists(where):
-            raise BadInput(f"nothing was kept whole at {self.uri}/{name}: {CONTENTS} is missing")
+        nothing = f"nothing was kept whole at {self.uri}/{name}: {CONTENTS} is missing"
         try:
-            found = {str(k): str(v) for k, v in json.loads(self.read(where)).items()}
+            text = self.read(where)
+        except BadInput as exc:
+            raise BadInput(nothing) from exc
+        except Unavailable as exc:
+            # Who may list below a prefix only is refused when reading what is not there; a server
+            # may list nothing, and is refused twice.
+            if self.exists(where):
+                raise
+            raise BadInput(nothing) from exc
+        try:
+            found = {str(k): str(v) for k, v in json.loads(text).items()}
         except (ValueError, AttributeError) as exc:
             raise BadInput(f"{self.uri}/{where} is damaged: not a list of files") from exc
         if odd := [inside for inside in found if not _is_inside(inside)]:

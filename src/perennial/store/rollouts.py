@@ -21,13 +21,15 @@ def wish(
     bundle_uri: str,
     run_id: str,
     limits: str = "{}",
+    guard: fence.Guard = fence.free,
 ) -> RolloutState:
     """State that a model should serve. The same run may say so twice and means one rollout.
 
     An older wish that was not begun is superseded; a rollout that has begun goes on and the new
-    one waits for it.
+    one waits for it. Raises what the guard raises, and then nothing was written.
     """
     with engine.begin() as connection:
+        guard(connection)
         same = _find(
             connection,
             rollouts.c.project == project,

@@ -7,6 +7,7 @@ for perennial's tables and for MLflow's, or brings them to the same rights again
 import argparse
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,10 +17,9 @@ from psycopg import sql
 from sqlalchemy import URL
 from sqlalchemy.engine import make_url
 
-from perennial.errors import BadInput, PerennialError, Unavailable
-from perennial.settings import Settings
+from perennial.errors import BadInput, Unavailable
 from perennial.store.engine import POSTGRES, open_engine
-from perennial.store.migrate import WAIT_S, await_database
+from perennial.store.migrate import WAIT_S, await_database, told
 
 # What is left of the server's connections is for the other tenants.
 CONNECTIONS = 40
@@ -117,19 +117,17 @@ def main() -> int:
     parser.add_argument("name", help="name of the role and of its schema")
     parser.add_argument("--password-file", type=Path, required=True, help="file with its password")
     asked = parser.parse_args()
+    return told("perennial.store.tenant", partial(_made, asked.name, asked.password_file))
+
+
+def _made(name: str, password_file: Path, url: str) -> str:
     try:
-        password = asked.password_file.read_text(encoding="utf-8").strip()
-        url = Settings.load().state_url
-        await_database(open_engine(url), WAIT_S)
-        make(url, asked.name, password)
+        password = password_file.read_text(encoding="utf-8").strip()
     except OSError as exc:
-        print(f"perennial.store.tenant: {asked.password_file}: {exc.strerror}", file=sys.stderr)
-        return BadInput.exit_code
-    except PerennialError as exc:
-        print(f"perennial.store.tenant: {exc}", file=sys.stderr)
-        return exc.exit_code
-    print(f"tenant {asked.name} has the schemas {asked.name} and {mlflow_schema(asked.name)}")
-    return 0
+        raise BadInput(f"{password_file}: {exc.strerror}") from exc
+    await_database(open_engine(url), WAIT_S)
+    make(url, name, password)
+    return f"tenant {name} has the schemas {name} and {mlflow_schema(name)}"
 
 
 if __name__ == "__main__":

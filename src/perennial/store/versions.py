@@ -5,15 +5,25 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, func, insert, select
 
 from perennial.records import Version
+from perennial.store import fence
 from perennial.store.engine import reading
 from perennial.store.tables import versions
 
 
 def next_version(
-    engine: Engine, project: str, digest: str, run_id: str, as_of: datetime
+    engine: Engine,
+    project: str,
+    digest: str,
+    run_id: str,
+    as_of: datetime,
+    guard: fence.Guard = fence.free,
 ) -> Version:
-    """Give a model its number; a digest that has one keeps it, whoever asks again."""
+    """Give a model its number; a digest that has one keeps it, whoever asks again.
+
+    Raises what the guard raises, and then nothing was written.
+    """
     with engine.begin() as connection:
+        guard(connection)
         known = _find(connection, versions.c.project == project, versions.c.digest == digest)
         if known:
             return known[0]
