@@ -25,19 +25,21 @@ INGRESS = "http://broker-ingress.knative-eventing.svc.cluster.local"
 EVENTS = 300
 DISCARD = 9  # where nobody listens: every event is tried again, and again
 
+# The Broker answers when its subscribers did or were given up, so many are sent at a time.
 SEND = """
 import json, sys, httpx
+from concurrent.futures import ThreadPoolExecutor
 url, count, headers, body = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
-with httpx.Client(timeout=60) as client:
-    for _ in range(count):
-        client.post(url, headers=headers, content=body.encode()).raise_for_status()
+with httpx.Client(timeout=60) as client, ThreadPoolExecutor(20) as pool:
+    sent = [pool.submit(client.post, url, headers=headers, content=body) for _ in range(count)]
+    print(len([one.result().raise_for_status() for one in sent]))
 """
 
 
 @contextmanager
 def listening(ours: Loop) -> Iterator[int]:
-    """The loop's service on a port of this machine, which pods reach."""
-    server = service.listen("0.0.0.0", 0)
+    """The loop's service on a port of this machine where pods reach it, as they do PostgreSQL."""
+    server = service.listen(str(make_url(POSTGRES).host), 0)
     config = uvicorn.Config(ours.app, lifespan="off", log_config=None)
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [server]})
@@ -57,7 +59,7 @@ def made(kind: str, space: str, name: str, version: str, **body: Any) -> dict[st
 def broker(kubectl: Any, space: str, port: int) -> None:
     """A Broker of a tenant's own, whose events go to a port of this machine."""
     to = {"uri": f"http://{make_url(POSTGRES).host}:{port}/"}
-    delivery = {"retry": 8, "backoffPolicy": "exponential", "backoffDelay": "PT1S"}
+    delivery = {"retry": 3, "backoffPolicy": "exponential", "backoffDelay": "PT0.2S"}
     spec = {"broker": "default", "subscriber": to, "delivery": delivery}
     version = "eventing.knative.dev/v1"
     kubectl.apply(
