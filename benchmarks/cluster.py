@@ -20,7 +20,7 @@ from perennial import contract, events, project
 from perennial.data import history, sources
 from perennial.records import DriftReport, FeatureDrift
 from tests.cluster.conftest import CACHED, Kubectl
-from tests.cluster.tenant import INGRESS, Tenant, install, until
+from tests.cluster.tenant import Tenant, install, until
 
 BROKERS = os.environ.get("PERENNIAL_TEST_BROKERS", "http://127.0.0.1:31081")
 RETAIL = "projects/retail.yaml"
@@ -55,32 +55,6 @@ for _ in range(int(sys.argv[2])):
     writer.write(ClosedWindow(start, end, serving.digest, 0, True, (served,)))
     start = end
 print(serving.digest)
-"""
-WISHED = """
-import time
-from dataclasses import replace
-from pathlib import Path
-from perennial import bundle
-from perennial.settings import Settings
-from perennial.store import rollouts, versions
-from perennial.store.engine import make_engine
-from perennial.store.objects import Folder
-
-state = Settings.load().state("retail")
-engine = make_engine(state.url)
-here = bundle.near(state, rollouts.serving(engine, "retail").digest)
-kept = {path.name: path.read_bytes() for path in (here / "model").iterdir()}
-kept.pop("manifest.json")
-lineage = bundle.parts(here).lineage
-kept["lineage.json"] = bundle.lineage_json(replace(lineage, seed=lineage.seed + 1))
-folder = Path(f"/home/perennial/bench-{time.time_ns()}")
-digest = bundle.close(folder, kept)
-Folder(state.artifacts("bundles")).keep(folder, bundle.name_of(digest))
-made = versions.next_version(engine, "retail", digest, "bench", lineage.as_of)
-uri = f"{state.artifacts('bundles')}/{bundle.name_of(digest)}"
-rollouts.wish(engine, project="retail", version=made.number, digest=digest, bundle_uri=uri,
-              run_id=digest)
-print(made.label)
 """
 
 
@@ -170,7 +144,7 @@ def _bundles(tenant: Tenant) -> Figure:
 def _one_bundle(tenant: Tenant) -> float:
     with _asking(tenant) as answered:
         begun = time.monotonic()
-        label = tenant.exec("retraining", "python", "-c", WISHED).split()[-1]
+        label = tenant.plant()
         until(tenant, f"{label} answers", lambda: label in answered())
         took = time.monotonic() - begun
         until(tenant, "it is promoted", lambda: tenant.phase(f"retail-{label}") == "Promoted")
@@ -184,10 +158,11 @@ def _asking(tenant: Tenant) -> Iterator[Callable[[], set[str]]]:
     body = _one_row()
 
     def ask() -> None:
-        headers = {"host": tenant.host, "content-type": "application/json"}
+        url, host = tenant.door
+        headers = {"host": host, "content-type": "application/json"}
         with httpx.Client(trust_env=False, timeout=30, headers=headers) as client:
             while not over.wait(0.02):
-                found = client.post(f"{INGRESS}/v2/models/retail/infer", content=body)
+                found = client.post(f"{url}/v2/models/retail/infer", content=body)
                 if found.status_code == httpx.codes.OK:
                     seen.add(found.json()["parameters"]["revision"])
 

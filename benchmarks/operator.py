@@ -175,8 +175,15 @@ def figures(folder: Path) -> list[Figure]:
     what = f"operator, {PROJECTS} ModelRollouts"
     return [
         Figure(f"{what}: from wishes to all of them told", f"{settled_s:.1f} s, {calls:,} calls"),
-        Figure(f"{what}: memory, peak", f"{peak:.0f} MiB"),
-        Figure(f"{what}: calls of a steady one", f"{minute:.3f} a minute"),
+        Figure(
+            f"{what}: memory, peak (without the process that tells MLflow)",
+            f"{peak:.0f} MiB",
+            "<= 256 MiB",
+            peak <= 256,
+        ),
+        Figure(
+            f"{what}: calls of a steady one", f"{minute:.3f} a minute", "<= 1 a minute", minute <= 1
+        ),
         Figure(f"{what}: a core while all are steady", f"{share:.1%}"),
     ]
 

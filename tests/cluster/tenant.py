@@ -16,6 +16,35 @@ INGRESS = os.environ.get("PERENNIAL_TEST_INGRESS", "http://127.0.0.1:31080")
 DOMAIN = os.environ.get("PERENNIAL_TEST_DOMAIN", "example.com")
 
 
+# A version like the one that serves, but not the same: its lineage names another seed.
+PLANT = """
+import time
+from dataclasses import replace
+from pathlib import Path
+from perennial import bundle
+from perennial.settings import Settings
+from perennial.store import rollouts, versions
+from perennial.store.engine import make_engine
+from perennial.store.objects import Folder
+
+state = Settings.load().state("retail")
+engine = make_engine(state.url)
+here = bundle.near(state, rollouts.serving(engine, "retail").digest)
+kept = {path.name: path.read_bytes() for path in (here / "model").iterdir()}
+kept.pop("manifest.json")
+lineage = bundle.parts(here).lineage
+kept["lineage.json"] = bundle.lineage_json(replace(lineage, seed=lineage.seed + 1))
+folder = Path(f"/home/perennial/planted-{time.time_ns()}")
+digest = bundle.close(folder, kept)
+Folder(state.artifacts("bundles")).keep(folder, bundle.name_of(digest))
+made = versions.next_version(engine, "retail", digest, "planted", lineage.as_of)
+uri = f"{state.artifacts('bundles')}/{bundle.name_of(digest)}"
+rollouts.wish(engine, project="retail", version=made.number, digest=digest, bundle_uri=uri,
+              run_id=digest)
+print(made.label)
+"""
+
+
 class NotNow(AssertionError):
     """A pod that was asked is being replaced."""
 
@@ -53,6 +82,32 @@ class Tenant:
         found = json.loads(told.splitlines()[0])
         return [e for e in found if kind in ("", e["kind"])]
 
+    def plant(self) -> str:
+        """Wish for a new version as good as the one that serves; gives its label."""
+        return self.exec("retraining", "python", "-c", PLANT).split()[-1]
+
+    @property
+    def surroundings(self) -> dict[str, str]:
+        """By which a notebook on this machine reaches the demo's stores and its ingress."""
+        database, store = (self._address(name) for name in ("dev-postgres", "dev-s3"))
+        url, host = self.door
+        return {
+            "PERENNIAL_NAMESPACE": self.space,
+            "PERENNIAL_LAUNCHER": "job",
+            "PERENNIAL_STATE_URL": f"postgresql+psycopg://perennial:demo-only@{database}/postgres",
+            "PERENNIAL_ARTIFACTS": "s3://perennial/perennial",
+            "AWS_ENDPOINT_URL": f"http://{store}",
+            "AWS_ACCESS_KEY_ID": "demo-only",
+            "AWS_SECRET_ACCESS_KEY": "demo-only",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "PERENNIAL_EDGE_URL": url,
+            "PERENNIAL_EDGE_HOST": host,
+        }
+
+    def _address(self, service: str) -> str:
+        spec = self.kubectl.get("-n", self.space, "service", service)["spec"]
+        return f"{spec['clusterIP']}:{spec['ports'][0]['port']}"
+
     def rollouts(self) -> dict[str, dict[str, Any]]:
         """Every ModelRollout by its name."""
         items = self.kubectl.get("-n", self.space, "modelrollouts")["items"]
@@ -67,8 +122,7 @@ class Tenant:
         """Where clients ask for retail from outside of the cluster, and by which host."""
         if self.overlay != "demo-standard":
             return INGRESS, f"retail-predictor.{self.space}.{DOMAIN}"
-        service = self.kubectl.get("-n", self.space, "service", "retail")
-        return f"http://{service['spec']['clusterIP']}", "retail"
+        return f"http://{self._address('retail')}", "retail"
 
     def kill(self, deployment: str) -> None:
         """Let the pods of a Deployment die at once, as by a SIGKILL."""

@@ -2,10 +2,13 @@
 
 import json
 import os
-import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,7 +20,8 @@ from perennial.data import history, sources
 
 pytestmark = pytest.mark.cluster
 
-# Of the retraining service, in each mode; 'make test-full' asks for ten.
+ENDED = ("Promoted", "RolledBack", "Refused", "Superseded")
+# Of the retraining service in rollouts, in each mode; 'make test-full' asks for ten.
 KILLS = int(os.environ.get("PERENNIAL_TEST_KILLS", "4")) // 2
 PROJECT = "projects/retail.yaml"
 TRAINED = "2011-06-06"
@@ -131,42 +135,46 @@ class Clients:
                 time.sleep(0.01)
 
 
-class Kills(threading.Thread):
-    """Kills the retraining service again and again, from the first drift event on."""
+def serve_a_year(tenant: Tenant, folder: Path) -> None:
+    """A year of requests, in which customers change: by a notebook, or by the command."""
+    if tenant.overlay != "demo":
+        send(tenant, TRAINED, DECIDED, rows=100)
+        return
+    run = [sys.executable, "-m", "tests.notebooks", "run", "03", str(folder)]
+    env = {**os.environ, **tenant.surroundings, "PERENNIAL_HOME": str(folder / "state")}
+    done = subprocess.run(
+        run, env=env, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
-    def __init__(self, tenant: Tenant) -> None:
-        super().__init__(daemon=True)
-        self._tenant = tenant
-        self.done = 0
 
-    def run(self) -> None:
-        chance = random.Random(7)
-        until(self._tenant, "a drift event", lambda: self._tenant.entries("event.received"))
-        for _ in range(KILLS):
-            self._tenant.kill("retraining")
-            self.done += 1
-            time.sleep(chance.uniform(4, 16))
+def kill_in_the_first_run(tenant: Tenant) -> None:
+    until(tenant, "a drift event is worth a run", lambda: len(tenant.entries("run.started")) > 1)
+    tenant.kill("retraining")
 
 
 @pytest.fixture(scope="module")
-def promoted(retail: Tenant) -> list[dict]:
+def promoted(retail: Tenant, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """The ledger after drift was seen, a run made a better model and a canary was judged.
 
-    All that while the retraining service is killed, and once the operator in the canary.
+    Meanwhile the retraining service is killed in the run, and the operator in the canary.
     """
-    kills = Kills(retail)
-    kills.start()
-    send(retail, TRAINED, DECIDED, rows=100)
-    until(retail, "a run for the drift", lambda: len(retail.entries("run.finished")) > 1)
-    with Clients(retail) as clients:
+    with ThreadPoolExecutor(3) as pool:
+        year = pool.submit(serve_a_year, retail, tmp_path_factory.mktemp("year"))
+        killed = pool.submit(kill_in_the_first_run, retail)
+        until(retail, "a run for the drift", lambda: len(retail.entries("run.finished")) > 1)
         until(retail, "a canary", lambda: retail.phase("retail-v2") == "Canary")
         retail.kill("operator")
+        if retail.overlay == "demo":
+            # It sends as long as there is a rollout, and fails with a failed request.
+            until(retail, "v2 is promoted", lambda: retail.phase("retail-v2") == "Promoted")
+        year.result()
+        killed.result()
+    with Clients(retail) as clients:
         until(retail, "v2 is promoted", lambda: retail.phase("retail-v2") == "Promoted")
         time.sleep(5)
         assert shares(clients.since(time.monotonic() - 2)).keys() == {"v2"}
     assert clients.failed == []
-    kills.join(600)
-    assert kills.done == KILLS
     until(retail, "the service is back", retail.entries)
     return retail.entries()
 
@@ -237,3 +245,24 @@ def test_a_rollback_by_hand_brings_the_version_before_back(retail: Tenant, promo
     assert "v1" in told
     assert newest.keys() == {"v1"}
     assert clients.failed == []
+
+
+def test_a_rollout_goes_on_whatever_becomes_of_the_retraining_service(
+    retail: Tenant, promoted: list[dict]
+):
+    runs, kills = len(retail.entries("run.started")), 0
+    with Clients(retail) as clients:
+        while kills < KILLS:
+            name = f"retail-{retail.plant()}"
+            until(retail, f"{name} begins", lambda name=name: retail.phase(name))
+            while retail.phase(name) not in ENDED:
+                if kills < KILLS and retail.phase(name) == "Canary":
+                    retail.kill("retraining")
+                    kills += 1
+                time.sleep(2)
+            assert retail.phase(name) == "Promoted", retail.problems()
+            until(retail, "the service is back", retail.entries)
+
+    assert kills == KILLS
+    assert clients.failed == []
+    assert len(retail.entries("run.started")) == runs
