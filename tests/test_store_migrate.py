@@ -180,7 +180,13 @@ def test_tables_that_come_later_are_awaited_and_missing_ones_are_told(postgres):
     url = postgres.tenant("early")
     with pytest.raises(Unavailable, match="have version 0, wanted"):
         await_tables(url, wait_s=0)
-    later = threading.Timer(1.5, lambda: migrate(open_engine(url)))
+
+    def make() -> None:
+        engine = open_engine(url)
+        migrate(engine)
+        engine.dispose()
+
+    later = threading.Timer(1.5, make)
     later.start()
 
     await_tables(url, wait_s=30)
