@@ -13,7 +13,7 @@ from test_controller import FakeClock, FakeEvidence, FakeRevisions, FakeTraffic
 
 from perennial.errors import BadInput, Unavailable
 from perennial.ledger import Ledger
-from perennial.records import Evidence, Phase, RolloutState
+from perennial.records import Evidence, Phase, RolloutState, Version
 from perennial.rollout.board import Board
 from perennial.rollout.places import Adapters
 from perennial.rollout.reconcile import Reconciler
@@ -344,16 +344,62 @@ def test_who_hangs_between_its_check_and_its_write_writes_nothing(world, monkeyp
     world.wish(2)
     world.turn(2)
     told = rollouts.open_rollout(world.engine, "tiny")
+    before = entries(world)
 
     def hang(*_: object) -> Evidence:
-        lease.release(world.engine, "operator", 1)
-        lease.acquire(world.engine, "operator", "two", 999, world.clock.seconds)
+        overtaken(world)
         return FakeEvidence().look("", "", "")
 
     monkeypatch.setattr(world.reconciler._desks["tiny"].controller._evidence, "look", hang)
     world.turn(1)
 
     assert rollouts.open_rollout(world.engine, "tiny") == told
+    assert entries(world) == before
+
+
+def overtaken(world: World) -> None:
+    lease.release(world.engine, "operator", 1)
+    lease.acquire(world.engine, "operator", "two", 999, world.clock.seconds)
+
+
+def entries(world: World) -> list[str]:
+    return [f"{e.kind} {e.subject}" for e in Ledger(world.engine).entries("tiny")]
+
+
+def test_who_hangs_before_it_tells_of_an_edit_tells_nothing(world, monkeypatch):
+    world.wish(1)
+    world.turn(6)
+    before = entries(world)
+    record = world.reconciler._record_edits
+
+    def hang(*given: Any) -> None:
+        overtaken(world)
+        record(*given)
+
+    world.place().edits = ["spec.predictor.maxReplicas is 3, applied was 1"]
+    world.edit(2)
+    monkeypatch.setattr(world.reconciler, "_record_edits", hang)
+    world.turn(1)
+
+    assert entries(world) == before
+
+
+def test_who_hangs_before_it_takes_a_wish_over_wishes_nothing(world, registered, monkeypatch):
+    registered(1)
+    world.turn(1)
+    known = versions.by_number
+
+    def hang(*given: Any) -> Version | None:
+        overtaken(world)
+        return known(*given)
+
+    monkeypatch.setattr(versions, "by_number", hang)
+    world.changes.waiting.append(asked("mine", 1, "sha256:1"))
+    with pytest.raises(Unavailable, match="another operator leads now"):
+        world.turn(1)
+
+    assert rollouts.history(world.engine, "tiny") == []
+    assert entries(world) == []
 
 
 def test_an_edit_is_told_once_in_ledger_and_resource(world):

@@ -233,9 +233,7 @@ class Controller:
         history = rollouts.history(self._engine, self._project.name)
         last = plan.newest_over(history)
         if not self.settled and last:
-            # The next end hides this one, so it is told now, by whoever leads.
-            with self._engine.begin() as connection:
-                self._guard(connection)
+            # The next end hides this one, so it is told now.
             self._record_end(last, history)
 
     def _serve(self, serving: RolloutState, history: list[RolloutState]) -> bool:

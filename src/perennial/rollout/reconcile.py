@@ -84,7 +84,7 @@ class Reconciler:
         keep: int = 50,
     ) -> None:
         self._engine = engine
-        self._ledger = Ledger(engine)
+        self._ledger = Ledger(engine, leader.guard)
         self._board = board
         self._leader = leader
         self._changes = changes
@@ -309,6 +309,7 @@ class Reconciler:
             bundle_uri=wish.bundle_uri or self._bundle_uri(wish.project, wish.digest),
             run_id=wish.run_id,
             limits=limits.model_dump_json(),
+            guard=self._leader.guard,
         )
         self._record_wish(wish, state)
 

@@ -101,10 +101,16 @@ def manifest(engine: Engine, rollout_id: int) -> str:
         return connection.execute(query).scalar_one_or_none() or ""
 
 
-def pin_manifest(engine: Engine, rollout_id: int, text: str) -> str:
-    """Write down what runs for a rollout, once; gives what was written down first."""
+def pin_manifest(
+    engine: Engine, rollout_id: int, text: str, guard: fence.Guard = fence.free
+) -> str:
+    """Write down what runs for a rollout, once; gives what was written down first.
+
+    Raises what the guard raises.
+    """
     mine = rollouts.c.id == rollout_id
     with engine.begin() as connection:
+        guard(connection)
         connection.execute(
             update(rollouts).where(mine, rollouts.c.manifest == "").values(manifest=text)
         )
