@@ -492,6 +492,8 @@ def test_a_controller_killed_at_any_write_or_move_ends_where_an_unkilled_one_doe
         assert world.traffic.now == ({"v1": 100} if bad else {"v2": 100})
         end = "rolled_back v2" if bad else "promoted v2"
         assert world.kinds().count(end) == 1
+        steps = world.ledger.entries("tiny", "rollout.step", "v2")
+        assert [e.body["weight"] for e in steps] == ([10] if bad else [10, 50, 100])
         assert world.revisions.names() == (("v1",) if bad else ("v1", "v2"))
     assert points > 15
 
@@ -515,6 +517,7 @@ def arm(patch: pytest.MonkeyPatch, world: World, point: int) -> list[int]:
 
     for place, name in [
         (rollouts, "save"),
+        (rollouts, "write"),
         (rollouts, "set_serving"),
         (world.ledger, "append"),
         (world.traffic, "set_weights"),

@@ -68,16 +68,21 @@ def save(engine: Engine, state: RolloutState, guard: fence.Guard = fence.free) -
     Raises LoopBroken when there is no such rollout, Unavailable when another controller ended it
     or the guard says so.
     """
-    values = asdict(state) | {"phase": str(state.phase)}
-    mine = rollouts.c.id == state.id
     with engine.begin() as connection:
         guard(connection)
-        stored = _find(connection, mine)
-        if not stored:
-            raise LoopBroken(f"rollout {state.id} is saved but was never wished")
-        if stored[0].phase.over and stored[0] != state:
-            raise Unavailable(f"rollout {state.id} is over meanwhile: {stored[0].phase}")
-        connection.execute(update(rollouts).where(mine).values(values))
+        write(connection, state)
+
+
+def write(connection: Connection, state: RolloutState) -> None:
+    """As ``save``, in a transaction of the caller's."""
+    mine = rollouts.c.id == state.id
+    stored = _find(connection, mine)
+    if not stored:
+        raise LoopBroken(f"rollout {state.id} is saved but was never wished")
+    if stored[0].phase.over and stored[0] != state:
+        raise Unavailable(f"rollout {state.id} is over meanwhile: {stored[0].phase}")
+    values = asdict(state) | {"phase": str(state.phase)}
+    connection.execute(update(rollouts).where(mine).values(values))
 
 
 def open_projects(engine: Engine) -> list[str]:
