@@ -521,6 +521,29 @@ def test_a_wish_for_what_passed_no_gate_is_refused(world, registered, version, d
     assert rollouts.history(world.engine, "tiny") == []
 
 
+def test_a_refusal_is_final_whatever_is_registered_later(world, registered):
+    change = asked("early", 1, "sha256:1")
+    world.client.objects["early"] = dict(change.body)
+    world.changes.waiting.append(change)
+    world.turn(2)
+    assert world.status("early")["phase"] == "Refused"
+
+    registered(1)
+    world.clock.seconds += 60
+    # Its watch tells the next operator of every object that stands there.
+    stands, second = world.client.objects["early"], world.another("two")
+    world.changes.waiting.append(replace(change, body=stands))
+    world.turn(3, second)
+
+    assert rollouts.history(world.engine, "tiny") == []
+    assert world.status("early")["phase"] == "Refused"
+    anew = {"metadata": {**stands["metadata"], "uid": "u2"}, "spec": stands["spec"]}
+    world.client.objects["early"] = dict(anew)
+    world.changes.waiting.append(replace(change, body=anew))
+    world.turn(6, second)
+    assert world.status("early")["phase"] == "Promoted"
+
+
 def test_what_nobody_could_answer_is_answered_later_all_of_it(world, registered, monkeypatch):
     registered(1)
     registered(2)

@@ -197,7 +197,7 @@ class Reconciler:
         if change.kind == ROLLOUTS[2]:
             self._board.learn(change.name, None if change.gone else change.body)
             self._asked.pop(change.name, None)
-            if not change.gone and not resource.is_ours(change.body):
+            if not change.gone and resource.is_unanswered(change.body):
                 self._asked[change.name] = change.body
             return
         desk = self._desks.get(_project(change))
