@@ -153,6 +153,10 @@ class World:
         change = Change("inferenceservices", meta["name"], False, {"metadata": meta})
         self.changes.waiting.append(change)
 
+    def gone(self, name: str, project: str = "tiny") -> None:
+        meta = {"name": name, "generation": 1, "labels": {"perennial.dev/project": project}}
+        self.changes.waiting.append(Change("inferenceservices", name, True, {"metadata": meta}))
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
@@ -429,6 +433,57 @@ def test_an_edit_is_told_once_in_ledger_and_resource(world):
     world.turn(2)
     applied = next(c for c in world.status("tiny-v1")["conditions"] if c["type"] == "AsApplied")
     assert applied["status"] == "True"
+
+
+@pytest.mark.parametrize("how", ["under the operator", "before it came", "with the cluster"])
+def test_what_serves_is_made_anew_when_it_is_not_there_and_that_is_told(world, how):
+    world.wish(1)
+    world.turn(6)
+    world.place().revisions.up.clear()
+    world.place().traffic.now = {}
+
+    if how == "under the operator":
+        world.gone("tiny")
+    else:
+        world.clock.seconds += 60
+        world.reconciler = world.another("two")
+    if how == "with the cluster":
+        world.client.objects.clear()
+    world.turn(4)
+
+    assert world.place().revisions.up == ["v1"]
+    assert world.place().traffic.now == {"v1": 100}
+    (entry,) = Ledger(world.engine).entries("tiny", "serving.restored")
+    assert (entry.subject, entry.body["rollout"]) == ("v1", 1)
+    assert "no InferenceService of it" in entry.body["reason"]
+
+
+def test_what_serves_is_made_anew_while_a_canary_is_judged_and_the_canary_goes_on(world):
+    world.wish(1)
+    world.turn(4)
+    world.wish(2)
+    world.turn(2)
+    assert set(world.place().traffic.now) == {"v1", "v2"}
+    world.place().revisions.up.remove("v1")
+
+    world.gone("tiny-v1")
+    world.turn(1)
+
+    assert sorted(world.place().revisions.up) == ["v1", "v2"]
+    world.turn(12)
+    assert world.status("tiny-v2")["phase"] == "Promoted"
+    assert [h["weight"] for h in world.status("tiny-v2")["history"]] == [10, 50, 100]
+
+
+def test_a_version_that_the_operator_ended_itself_is_not_made_anew(world):
+    serve_all(world, range(1, 4))
+    assert "v1" not in world.place().revisions.up
+
+    world.gone("tiny-v1")
+    world.turn(3)
+
+    assert "v1" not in world.place().revisions.up
+    assert Ledger(world.engine).entries("tiny", "serving.restored") == []
 
 
 def test_each_of_several_services_of_a_project_has_its_own_edits(world):

@@ -52,6 +52,7 @@ class Controller:
         on_promoted: Callable[[RolloutState], None] | None = None,
         platform_name: Callable[[str], str] = _nameless,
         guard: fence.Guard = fence.free,
+        on_restored: Callable[[RolloutState], None] | None = None,
     ) -> None:
         self._project = project
         self._engine = engine
@@ -61,6 +62,7 @@ class Controller:
         self._revisions = revisions
         self._clock = clock
         self._on_promoted = on_promoted
+        self._on_restored = on_restored
         self._platform_name = platform_name
         self._guard = guard
         self._stopwatch = ("", 0.0)
@@ -244,10 +246,18 @@ class Controller:
     def _serve(self, serving: RolloutState, history: list[RolloutState]) -> bool:
         """Let the serving version have its traffic; says whether it is ready."""
         name = plan.name(serving)
+        canary = next((r for r in history if r.phase is Phase.CANARY), None)
         if name not in self._revisions.names():
+            shares = self._shares()
+            # On Knative what lost all of its share to another is not up, and yet not gone.
+            passed = bool(shares) and name not in shares
+            if passed and canary:
+                return True
             self._revisions.start(serving)
+            if self._on_restored and not passed:
+                self._on_restored(serving)
         # A canary in flight keeps its share through a restart of the controller.
-        if not any(r.phase is Phase.CANARY for r in history) and self._owes(name, history):
+        if canary is None and self._owes(name, history):
             self._traffic.set_weights({name: 100})
         return self._revisions.ready(name)
 
