@@ -178,6 +178,26 @@ def test_who_does_not_lead_tells_and_notes_nothing(world):
     assert world.recorded() == []
 
 
+def test_who_hangs_before_it_notes_a_telling_notes_nothing(world, monkeypatch):
+    world.turn(1)
+    world.ends = None
+    world.champion.promoted(world.serve(1))
+    world.turn(1)
+    world.children[0].code = 0
+    now = world.clock.now
+
+    def hang():
+        lease.release(world.engine, "operator", 1)
+        lease.acquire(world.engine, "operator", "two", 1e6, world.clock.seconds)
+        return now()
+
+    monkeypatch.setattr(world.clock, "now", hang)
+    with pytest.raises(Unavailable, match="another operator leads now"):
+        world.turn(1)
+
+    assert world.recorded() == []
+
+
 def test_a_telling_is_ended_with_the_leadership(world):
     world.turn(1)
     world.ends = None

@@ -465,6 +465,42 @@ def test_a_restarted_stack_brings_the_serving_version_up_and_goes_on_with_the_ca
     assert world.traffic.now == {"v2": 100}
 
 
+@dataclass
+class OneTemplate(FakeRevisions):
+    """As on Knative: what has no share is not up, unless it is the newest."""
+
+    traffic: FakeTraffic = field(default_factory=FakeTraffic)
+
+    def names(self):
+        return tuple(dict.fromkeys([*self.up[-1:], *self.traffic.now]))
+
+    def start(self, state):
+        if plan.name(state) in self.up:
+            self.traffic.set_weights({plan.name(state): 100})
+        else:
+            super().start(state)
+
+
+@pytest.mark.parametrize("bad", [False, True], ids=["to a promotion", "to a rollback"])
+def test_a_controller_killed_while_a_canary_has_everything_goes_on_with_it(world, bad):
+    world.revisions = OneTemplate(traffic=world.traffic)
+    world.controller = world.new_controller()
+    world.until_over(1)
+    world.wish(2)
+    while world.traffic.now != {"v2": 100}:
+        world.tick()
+
+    if bad:
+        world.evidence.canary = replace(GOOD, server_errors=9)
+    world.controller = world.new_controller()
+    state = world.go_on()
+
+    assert state.phase is (Phase.ROLLED_BACK if bad else Phase.PROMOTED)
+    assert world.traffic.now == ({"v1": 100} if bad else {"v2": 100})
+    steps = world.ledger.entries("tiny", "rollout.step", "v2")
+    assert [e.body["weight"] for e in steps] == [10, 50, 100]
+
+
 class Killed(BaseException):
     """Stands for kill -9: nothing may catch it."""
 
@@ -492,6 +528,8 @@ def test_a_controller_killed_at_any_write_or_move_ends_where_an_unkilled_one_doe
         assert world.traffic.now == ({"v1": 100} if bad else {"v2": 100})
         end = "rolled_back v2" if bad else "promoted v2"
         assert world.kinds().count(end) == 1
+        steps = world.ledger.entries("tiny", "rollout.step", "v2")
+        assert [e.body["weight"] for e in steps] == ([10] if bad else [10, 50, 100])
         assert world.revisions.names() == (("v1",) if bad else ("v1", "v2"))
     assert points > 15
 
@@ -515,6 +553,7 @@ def arm(patch: pytest.MonkeyPatch, world: World, point: int) -> list[int]:
 
     for place, name in [
         (rollouts, "save"),
+        (rollouts, "write"),
         (rollouts, "set_serving"),
         (world.ledger, "append"),
         (world.traffic, "set_weights"),

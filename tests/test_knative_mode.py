@@ -20,6 +20,10 @@ class FakeClient:
     def __init__(self) -> None:
         self.objects: dict[str, Any] = {}
         self.applied: list[tuple[str, int | None]] = []
+        self.created: list[str] = []
+
+    def create(self, new: Any) -> None:
+        self.created.append(manifest.revision(new))
 
     def replace(self, new: Any) -> None:
         self.applied.append((manifest.revision(new), manifest.percent(new)))
@@ -92,6 +96,31 @@ def test_a_rollback_by_hand_to_what_kserve_holds_on_to_does_not_wait(client, ser
     assert client.applied == [("v8", 0)]
     with pytest.raises(Unavailable, match="has noted v8"):
         service.start(rollout(8))
+
+
+def test_what_serves_gets_everything_back_from_a_candidate_that_failed_at_100(client, service):
+    client.objects["retail"] = manifest.with_percent(document(rollout(8)), 100)
+    told = client.objects["retail-predictor"]["status"]["traffic"]
+    told[0]["revisionName"] = OTHER
+    status = {"latestRolledoutRevision": OTHER, "previousRolledoutRevision": FIRST}
+    client.objects["retail"]["status"] = {"components": {"predictor": status}}
+    assert service.names() == ("v8",)
+
+    service.start(rollout(1))
+
+    assert client.applied == [("v8", 0)]
+
+
+def test_a_candidate_does_not_take_the_place_of_what_somebody_deleted(client, service):
+    del client.objects["retail"]
+
+    with pytest.raises(Unavailable, match="v2 waits: there is no InferenceService retail, and v1"):
+        service.start(rollout(2))
+    assert client.created == []
+
+    service.start(rollout(1))
+    service.start(replace(rollout(8), run_id=f"{plan.BY_HAND}3"))
+    assert client.created == ["v1", "v8"]
 
 
 def test_with_nothing_that_serves_there_is_nothing_to_wait_for(client):

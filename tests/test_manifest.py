@@ -1,17 +1,18 @@
 """What a cluster is told to run for one revision."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import yaml
 from adapters import rollout
 
-from perennial.errors import BadInput
+from perennial.errors import BadInput, Unavailable
 from perennial.records import Phase
 from perennial.rollout import manifest
 from perennial.rollout.manifest import Place, Scale
 from perennial.rollout.pinned import Manifests
-from perennial.store import rollouts
+from perennial.store import fence, rollouts
 from perennial.store.engine import make_engine
 
 PLACE = Place("home", "Knative", "images/serving:1", "s3://b/retail/segments", "http://broker/")
@@ -168,6 +169,18 @@ def test_a_rollback_runs_what_had_earned_its_traffic_in_as_many_copies_as_are_as
 
     assert new == manifest.scaled(old, Scale(3, 6)) != old
     assert manifest.differences(manifests.pinned(first.id), new) == []
+    engine.dispose()
+
+
+def test_who_lost_its_lease_pins_nothing(root, tmp_path):
+    engine = make_engine(f"sqlite:///{tmp_path}/state.db")
+    state = wished(engine, 1)
+    guard = partial(fence.check, name="operator", number=1)
+
+    with pytest.raises(Unavailable, match="another operator leads now"):
+        Manifests(engine, root, lambda _: PLACE, guard=guard).of(state)
+
+    assert rollouts.manifest(engine, state.id) == ""
     engine.dispose()
 
 

@@ -1,5 +1,6 @@
 """What the surroundings decide about every revision, and what they must be before they do."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ from perennial import kube
 from perennial.errors import BadInput, Unavailable
 from perennial.rollout import places
 from perennial.settings import Settings
+from perennial.store import fence, rollouts
+from perennial.store.engine import make_engine
 
 
 class FakeClient:
@@ -45,3 +48,20 @@ def test_a_listener_of_ones_own_goes_before_the_broker(monkeypatch):
 
     with pytest.raises(BadInput, match="PERENNIAL_SINK is 'listener'"):
         Settings.load({"PERENNIAL_SINK": "listener"})
+
+
+def test_who_lost_its_lease_gives_no_revision_its_manifest(monkeypatch, root, tmp_path):
+    monkeypatch.setattr(kube, "find", lambda *_: None)
+    engine = make_engine(f"sqlite:///{tmp_path}/state.db")
+    wished = {"project": "retail", "version": 1, "digest": "sha256:1", "bundle_uri": ""}
+    state = rollouts.wish(engine, **wished, run_id="run")
+    settings = Settings(root=root, sink="http://listener/", serving_image="images/serving:1")
+    guard = partial(fence.check, name="operator", number=1)
+    adapters = places.of(settings, FakeClient(), engine, "retail", guard)  # type: ignore[arg-type]
+
+    with pytest.raises(Unavailable, match="another operator leads now"):
+        adapters.revisions.start(state)
+
+    assert rollouts.manifest(engine, state.id) == ""
+    adapters.close()
+    engine.dispose()

@@ -13,7 +13,7 @@ from test_controller import FakeClock, FakeEvidence, FakeRevisions, FakeTraffic
 
 from perennial.errors import BadInput, Unavailable
 from perennial.ledger import Ledger
-from perennial.records import Evidence, Phase, RolloutState
+from perennial.records import Evidence, Phase, RolloutState, Version
 from perennial.rollout.board import Board
 from perennial.rollout.places import Adapters
 from perennial.rollout.reconcile import Reconciler
@@ -152,6 +152,10 @@ class World:
         meta = {"name": name or project, "generation": generation, "labels": labels}
         change = Change("inferenceservices", meta["name"], False, {"metadata": meta})
         self.changes.waiting.append(change)
+
+    def gone(self, name: str, project: str = "tiny") -> None:
+        meta = {"name": name, "generation": 1, "labels": {"perennial.dev/project": project}}
+        self.changes.waiting.append(Change("inferenceservices", name, True, {"metadata": meta}))
 
 
 @pytest.fixture
@@ -344,16 +348,62 @@ def test_who_hangs_between_its_check_and_its_write_writes_nothing(world, monkeyp
     world.wish(2)
     world.turn(2)
     told = rollouts.open_rollout(world.engine, "tiny")
+    before = entries(world)
 
     def hang(*_: object) -> Evidence:
-        lease.release(world.engine, "operator", 1)
-        lease.acquire(world.engine, "operator", "two", 999, world.clock.seconds)
+        overtaken(world)
         return FakeEvidence().look("", "", "")
 
     monkeypatch.setattr(world.reconciler._desks["tiny"].controller._evidence, "look", hang)
     world.turn(1)
 
     assert rollouts.open_rollout(world.engine, "tiny") == told
+    assert entries(world) == before
+
+
+def overtaken(world: World) -> None:
+    lease.release(world.engine, "operator", 1)
+    lease.acquire(world.engine, "operator", "two", 999, world.clock.seconds)
+
+
+def entries(world: World) -> list[str]:
+    return [f"{e.kind} {e.subject}" for e in Ledger(world.engine).entries("tiny")]
+
+
+def test_who_hangs_before_it_tells_of_an_edit_tells_nothing(world, monkeypatch):
+    world.wish(1)
+    world.turn(6)
+    before = entries(world)
+    record = world.reconciler._record_edits
+
+    def hang(*given: Any) -> None:
+        overtaken(world)
+        record(*given)
+
+    world.place().edits = ["spec.predictor.maxReplicas is 3, applied was 1"]
+    world.edit(2)
+    monkeypatch.setattr(world.reconciler, "_record_edits", hang)
+    world.turn(1)
+
+    assert entries(world) == before
+
+
+def test_who_hangs_before_it_takes_a_wish_over_wishes_nothing(world, registered, monkeypatch):
+    registered(1)
+    world.turn(1)
+    known = versions.by_number
+
+    def hang(*given: Any) -> Version | None:
+        overtaken(world)
+        return known(*given)
+
+    monkeypatch.setattr(versions, "by_number", hang)
+    world.changes.waiting.append(asked("mine", 1, "sha256:1"))
+    with pytest.raises(Unavailable, match="another operator leads now"):
+        world.turn(1)
+
+    assert rollouts.history(world.engine, "tiny") == []
+    assert entries(world) == []
 
 
 def test_an_edit_is_told_once_in_ledger_and_resource(world):
@@ -383,6 +433,57 @@ def test_an_edit_is_told_once_in_ledger_and_resource(world):
     world.turn(2)
     applied = next(c for c in world.status("tiny-v1")["conditions"] if c["type"] == "AsApplied")
     assert applied["status"] == "True"
+
+
+@pytest.mark.parametrize("how", ["under the operator", "before it came", "with the cluster"])
+def test_what_serves_is_made_anew_when_it_is_not_there_and_that_is_told(world, how):
+    world.wish(1)
+    world.turn(6)
+    world.place().revisions.up.clear()
+    world.place().traffic.now = {}
+
+    if how == "under the operator":
+        world.gone("tiny")
+    else:
+        world.clock.seconds += 60
+        world.reconciler = world.another("two")
+    if how == "with the cluster":
+        world.client.objects.clear()
+    world.turn(4)
+
+    assert world.place().revisions.up == ["v1"]
+    assert world.place().traffic.now == {"v1": 100}
+    (entry,) = Ledger(world.engine).entries("tiny", "serving.restored")
+    assert (entry.subject, entry.body["rollout"]) == ("v1", 1)
+    assert "no InferenceService of it" in entry.body["reason"]
+
+
+def test_what_serves_is_made_anew_while_a_canary_is_judged_and_the_canary_goes_on(world):
+    world.wish(1)
+    world.turn(4)
+    world.wish(2)
+    world.turn(2)
+    assert set(world.place().traffic.now) == {"v1", "v2"}
+    world.place().revisions.up.remove("v1")
+
+    world.gone("tiny-v1")
+    world.turn(1)
+
+    assert sorted(world.place().revisions.up) == ["v1", "v2"]
+    world.turn(12)
+    assert world.status("tiny-v2")["phase"] == "Promoted"
+    assert [h["weight"] for h in world.status("tiny-v2")["history"]] == [10, 50, 100]
+
+
+def test_a_version_that_the_operator_ended_itself_is_not_made_anew(world):
+    serve_all(world, range(1, 4))
+    assert "v1" not in world.place().revisions.up
+
+    world.gone("tiny-v1")
+    world.turn(3)
+
+    assert "v1" not in world.place().revisions.up
+    assert Ledger(world.engine).entries("tiny", "serving.restored") == []
 
 
 def test_each_of_several_services_of_a_project_has_its_own_edits(world):
@@ -473,6 +574,29 @@ def test_a_wish_for_what_passed_no_gate_is_refused(world, registered, version, d
     assert world.status("mine")["phase"] == "Refused"
     assert said in world.status("mine")["reason"]
     assert rollouts.history(world.engine, "tiny") == []
+
+
+def test_a_refusal_is_final_whatever_is_registered_later(world, registered):
+    change = asked("early", 1, "sha256:1")
+    world.client.objects["early"] = dict(change.body)
+    world.changes.waiting.append(change)
+    world.turn(2)
+    assert world.status("early")["phase"] == "Refused"
+
+    registered(1)
+    world.clock.seconds += 60
+    # Its watch tells the next operator of every object that stands there.
+    stands, second = world.client.objects["early"], world.another("two")
+    world.changes.waiting.append(replace(change, body=stands))
+    world.turn(3, second)
+
+    assert rollouts.history(world.engine, "tiny") == []
+    assert world.status("early")["phase"] == "Refused"
+    anew = {"metadata": {**stands["metadata"], "uid": "u2"}, "spec": stands["spec"]}
+    world.client.objects["early"] = dict(anew)
+    world.changes.waiting.append(replace(change, body=anew))
+    world.turn(6, second)
+    assert world.status("early")["phase"] == "Promoted"
 
 
 def test_what_nobody_could_answer_is_answered_later_all_of_it(world, registered, monkeypatch):

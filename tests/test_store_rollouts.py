@@ -89,6 +89,7 @@ def test_who_lost_its_lease_writes_nothing(engine: Engine, loss: str):
     for write in (
         lambda: rollouts.save(engine, replace(state, phase=Phase.CANARY), guard),
         lambda: rollouts.set_serving(engine, "churn", state.id, guard),
+        lambda: rollouts.pin_manifest(engine, state.id, "{}", guard),
         lambda: edges.write(engine, "churn", "routes", "2", "{}", guard),
     ):
         with pytest.raises(Unavailable, match="another operator leads now"):
@@ -96,6 +97,7 @@ def test_who_lost_its_lease_writes_nothing(engine: Engine, loss: str):
 
     assert rollouts.open_rollout(engine, "churn") == replace(state, phase=Phase.STARTING)
     assert rollouts.serving(engine, "churn") is None
+    assert rollouts.manifest(engine, state.id) == ""
     assert edges.versions(engine) == {("churn", "routes"): "1"}
 
 

@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -37,6 +37,10 @@ class Entry:
     digest: str
 
 
+def alone(_connection: Connection) -> None:
+    """Nothing is written beside an entry."""
+
+
 class Ledger:
     """The ledger of one database; any number of processes may append to it."""
 
@@ -54,8 +58,12 @@ class Ledger:
         body: dict[str, Any],
         now: datetime,
         event_time: datetime | None = None,
+        along: Callable[[Connection], None] = alone,
     ) -> Entry:
-        """Add an entry; it is on the disk when this returns. Raises what the guard raises."""
+        """Add an entry; it is on the disk when this returns. Raises what the guard raises.
+
+        ``along`` writes in the same transaction: what it says and the entry stand there together.
+        """
         values = {
             "at": now.isoformat(),
             "event_time": event_time.isoformat() if event_time else None,
@@ -66,6 +74,7 @@ class Ledger:
         }
         with self._engine.begin() as connection:
             self._guard(connection)
+            along(connection)
             seq, previous = _head(connection)
             row = {"seq": seq + 1, **values, "previous": previous}
             row["digest"] = _seal(row)

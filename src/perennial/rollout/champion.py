@@ -75,7 +75,7 @@ class Champion:
         start: Callable[[str, str], Child] = start,
     ) -> None:
         self._engine = engine
-        self._ledger = Ledger(engine)
+        self._ledger = Ledger(engine, leader.guard)
         self._leader = leader
         self._clock = clock
         self._start = start

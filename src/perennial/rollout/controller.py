@@ -7,12 +7,13 @@ controller that was killed at any point is gone on with by the next one.
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Protocol
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from perennial.errors import BadInput, PerennialError, Unavailable
-from perennial.ledger import Ledger
+from perennial.ledger import Ledger, alone
 from perennial.project import Rollout
 from perennial.records import Evidence, Judgement, Phase, RolloutState, Verdict
 from perennial.rollout import judge, plan
@@ -51,6 +52,7 @@ class Controller:
         on_promoted: Callable[[RolloutState], None] | None = None,
         platform_name: Callable[[str], str] = _nameless,
         guard: fence.Guard = fence.free,
+        on_restored: Callable[[RolloutState], None] | None = None,
     ) -> None:
         self._project = project
         self._engine = engine
@@ -60,6 +62,7 @@ class Controller:
         self._revisions = revisions
         self._clock = clock
         self._on_promoted = on_promoted
+        self._on_restored = on_restored
         self._platform_name = platform_name
         self._guard = guard
         self._stopwatch = ("", 0.0)
@@ -168,8 +171,9 @@ class Controller:
         judgement = judge.judge(evidence, limits, elapsed_s)
         if judgement.verdict is Verdict.HOLD:
             return self._hold(state, judgement)
-        self._record_step(state, judgement, evidence)
-        return self._move(plan.after(state, judgement, limits.steps))
+        moved = plan.after(state, judgement, limits.steps)
+        self._record_step(state, judgement, evidence, moved)
+        return self._carry_out(moved)
 
     def _take_share(self, state: RolloutState) -> RolloutState:
         """Give a canary the share its step says, once it is ready: it may have to start again."""
@@ -197,7 +201,10 @@ class Controller:
         return self._move(plan.end(state, Phase.ROLLED_BACK, reason))
 
     def _move(self, state: RolloutState) -> RolloutState:
-        self._save(state)
+        return self._carry_out(self._save(state))
+
+    def _carry_out(self, state: RolloutState) -> RolloutState:
+        """Make the move that is written down."""
         if not state.phase.over:
             return self._take_share(state)
         log.info("rollout over version=%s phase=%s", plan.name(state), state.phase)
@@ -233,18 +240,24 @@ class Controller:
         history = rollouts.history(self._engine, self._project.name)
         last = plan.newest_over(history)
         if not self.settled and last:
-            # The next end hides this one, so it is told now, by whoever leads.
-            with self._engine.begin() as connection:
-                self._guard(connection)
+            # The next end hides this one, so it is told now.
             self._record_end(last, history)
 
     def _serve(self, serving: RolloutState, history: list[RolloutState]) -> bool:
         """Let the serving version have its traffic; says whether it is ready."""
         name = plan.name(serving)
+        canary = next((r for r in history if r.phase is Phase.CANARY), None)
         if name not in self._revisions.names():
+            shares = self._shares()
+            # On Knative what lost all of its share to another is not up, and yet not gone.
+            passed = bool(shares) and name not in shares
+            if passed and canary:
+                return True
             self._revisions.start(serving)
+            if self._on_restored and not passed:
+                self._on_restored(serving)
         # A canary in flight keeps its share through a restart of the controller.
-        if not any(r.phase is Phase.CANARY for r in history) and self._owes(name, history):
+        if canary is None and self._owes(name, history):
             self._traffic.set_weights({name: 100})
         return self._revisions.ready(name)
 
@@ -271,7 +284,10 @@ class Controller:
             self.untidy = True
             log.warning("rejected revision=%s is not cleared away", name)
 
-    def _record_step(self, state: RolloutState, judgement: Judgement, evidence: Evidence) -> None:
+    def _record_step(
+        self, state: RolloutState, judgement: Judgement, evidence: Evidence, moved: RolloutState
+    ) -> None:
+        """Tell of a judged step, and write down where it leads: a kill leaves both or neither."""
         body = {
             **_subject(state, state),
             "weight": state.weight,
@@ -279,7 +295,8 @@ class Controller:
             "reason": judgement.reason,
             "canary_requests": evidence.canary.requests if evidence.canary else 0,
         }
-        self._append("rollout.step", {**body, **self._platform(plan.name(state))})
+        told = {**body, **self._platform(plan.name(state))}
+        self._append("rollout.step", told, partial(rollouts.write, state=moved))
 
     def _record_end(self, last: RolloutState, history: list[RolloutState]) -> None:
         if self._is_told(last, history):
@@ -305,10 +322,20 @@ class Controller:
         entries = self._ledger.entries(self._project.name, kind)
         return any(e.body.get("rollout") == state.id for e in entries)
 
-    def _append(self, kind: str, body: dict[str, object]) -> None:
-        subject = f"v{body['version']}"
-        now = self._clock.now()
-        self._ledger.append(kind, project=self._project.name, subject=subject, body=body, now=now)
+    def _append(
+        self,
+        kind: str,
+        body: dict[str, object],
+        along: Callable[[Connection], None] = alone,
+    ) -> None:
+        self._ledger.append(
+            kind,
+            project=self._project.name,
+            subject=f"v{body['version']}",
+            body=body,
+            now=self._clock.now(),
+            along=along,
+        )
 
     def _look(self, state: RolloutState) -> Evidence:
         names = plan.name(state), plan.name(self._stable())

@@ -124,10 +124,16 @@ class KnativeService:
         return tuple(dict.fromkeys([seen.top, *self._weights(seen)]))
 
     def start(self, state: RolloutState) -> None:
-        """Make the revision the newest one, without traffic. Raises a PerennialError."""
+        """Make the revision the newest one, without traffic. Raises a PerennialError.
+
+        What serves and lost everything to a candidate gets it back at once.
+        """
         seen, name = self._look(), plan.name(state)
         if seen is None:
+            self._refuse_alone(state)
             self._create(self._manifest_of(state))
+        elif self._is_due_back(seen, name):
+            self._withdraw(seen, {name: 100})
         elif seen.top != name:
             self._refuse_second(seen, name)
             self._await_rolled_out(seen, state)
@@ -286,6 +292,21 @@ class KnativeService:
             raise Unavailable(f"{seen.top} is not ready yet in its new copy")
         self._put(seen, manifest.with_percent(seen.live, None))
         self._hold({seen.top: 100})
+
+    def _is_due_back(self, seen: Seen, name: str) -> bool:
+        """Has a candidate all that this revision, which serves, is to have?"""
+        serving = self._serving()
+        serves = serving is not None and plan.name(serving) == name != seen.top
+        return serves and seen.top != manifest.NOBODY and self._weights(seen) == {seen.top: 100}
+
+    def _refuse_alone(self, state: RolloutState) -> None:
+        """A candidate without what serves beside it would get every request, whatever its share."""
+        serving, name = self._serving(), plan.name(state)
+        if serving and plan.name(serving) != name and not plan.is_by_hand(state):
+            raise Unavailable(
+                f"{name} waits: there is no InferenceService {self._project}, and"
+                f" {plan.name(serving)} serves in it first"
+            )
 
     def _refuse_second(self, seen: Seen, name: str) -> None:
         serving = self._serving()

@@ -131,8 +131,7 @@ def _run(settings: Settings, given: argparse.Namespace) -> int:
         watcher = Watcher(str(client.namespace))
         watcher.start()
         opened.callback(watcher.stop)
-        holder = f"{socket.gethostname()}-{os.getpid()}"
-        leader = Leader(engine, LEASE, holder, LEASE_S, time.time)
+        leader = Leader(engine, LEASE, _holder(), LEASE_S, time.time)
         opened.callback(leader.resign)
         clock = SystemClock()
         champion = Champion(engine, leader, clock)
@@ -154,6 +153,11 @@ def _run(settings: Settings, given: argparse.Namespace) -> int:
         told = None if given.no_registry else champion
         _loop(reconciler, watcher, health, told, stop)
     return 0
+
+
+def _holder() -> str:
+    """What this process is called in the lease."""
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def _loop(

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from perennial.records import Phase, RolloutState
 from perennial.rollout import manifest
 from perennial.rollout.manifest import Document, Place, Scale
-from perennial.store import rollouts
+from perennial.store import fence, rollouts
 
 
 class Manifests:
@@ -25,11 +25,13 @@ class Manifests:
         root: Path,
         place: Callable[[str], Place],
         scale: Scale = manifest.AS_IN_FILE,
+        guard: fence.Guard = fence.free,
     ) -> None:
         self._engine = engine
         self._root = root
         self._place = place
         self._scale = scale
+        self._guard = guard
 
     def of(self, state: RolloutState) -> Document:
         """What runs for a rollout. Raises BadInput, or Unavailable while the sink is unknown."""
@@ -50,4 +52,5 @@ class Manifests:
     def _pin(self, state: RolloutState) -> str:
         template = manifest.load(self._root, state.project)
         made = manifest.render(template, state, self._place(state.project))
-        return rollouts.pin_manifest(self._engine, state.id, json.dumps(made, sort_keys=True))
+        text = json.dumps(made, sort_keys=True)
+        return rollouts.pin_manifest(self._engine, state.id, text, self._guard)

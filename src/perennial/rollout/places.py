@@ -49,7 +49,7 @@ def of(
 ) -> Adapters:
     """The adapters of a project in the mode that the settings say. Raises a PerennialError."""
     scale = Scale(settings.min_replicas, settings.max_replicas)
-    manifests = Manifests(engine, settings.root, partial(place, settings, client), scale)
+    manifests = Manifests(engine, settings.root, partial(place, settings, client), scale, guard)
     if settings.deployment_mode == STANDARD:
         return _standard(client, engine, project, manifests, guard)
     return _knative(client, engine, project, manifests)

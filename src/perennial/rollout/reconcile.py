@@ -29,7 +29,7 @@ from perennial.store.lease import Leader
 
 log = logging.getLogger(__name__)
 
-EDITED = "serving.edited"
+EDITED, RESTORED = "serving.edited", "serving.restored"
 # After a refusal: the same words may be taken later, but not within a second.
 REST_S = 10.0
 # After this a turn ends, so that the lease is renewed and new wishes are heard.
@@ -84,7 +84,7 @@ class Reconciler:
         keep: int = 50,
     ) -> None:
         self._engine = engine
-        self._ledger = Ledger(engine)
+        self._ledger = Ledger(engine, leader.guard)
         self._board = board
         self._leader = leader
         self._changes = changes
@@ -188,6 +188,7 @@ class Reconciler:
                 on_promoted=self._on_promoted,
                 platform_name=adapters.platform_name,
                 guard=self._leader.guard,
+                on_restored=self._record_restored,
             )
             self._desks[project] = Desk(adapters, controller)
             self._unseen.discard(project)
@@ -197,11 +198,14 @@ class Reconciler:
         if change.kind == ROLLOUTS[2]:
             self._board.learn(change.name, None if change.gone else change.body)
             self._asked.pop(change.name, None)
-            if not change.gone and not resource.is_ours(change.body):
+            if not change.gone and resource.is_unanswered(change.body):
                 self._asked[change.name] = change.body
             return
         desk = self._desks.get(_project(change))
         generation = 0 if change.gone else int(change.body["metadata"].get("generation", 0))
+        if desk and change.gone:
+            # What serves may have been in it: that is looked at now, and made anew.
+            desk.controller.settled = False
         if desk and generation != desk.generations.get(change.name, 0):
             desk.generations[change.name], desk.is_dirty = generation, True
 
@@ -232,6 +236,19 @@ class Reconciler:
             now=self._clock.now(),
         )
         log.warning("project=%s was edited from outside: %s", project, "; ".join(found) or "undone")
+
+    def _record_restored(self, serving: RolloutState) -> None:
+        """What serves had no servers: somebody deleted them, or the cluster is a new one."""
+        name = plan.name(serving)
+        reason = f"{name} serves by the store, and the cluster had no InferenceService of it"
+        self._ledger.append(
+            RESTORED,
+            project=serving.project,
+            subject=name,
+            body={"rollout": serving.id, "version": serving.version, "reason": reason},
+            now=self._clock.now(),
+        )
+        log.warning("project=%s is made anew: %s", serving.project, reason)
 
     def _show(self, project: str, desk: Desk, before: RolloutState | None) -> None:
         """Tell of what moved, of the newest and of what serves: there people look."""
@@ -309,6 +326,7 @@ class Reconciler:
             bundle_uri=wish.bundle_uri or self._bundle_uri(wish.project, wish.digest),
             run_id=wish.run_id,
             limits=limits.model_dump_json(),
+            guard=self._leader.guard,
         )
         self._record_wish(wish, state)
 

@@ -96,6 +96,14 @@ def is_ours(found: Document) -> bool:
     return manifest.ROLLOUT in (found.get("metadata", {}).get("labels") or {})
 
 
+def is_unanswered(found: Document) -> bool:
+    """Is it a person's, and may it still become a wish? A refusal is final, as the words are.
+
+    Otherwise it would begin by itself when the version that it names comes to be, weeks later.
+    """
+    return not is_ours(found) and (found.get("status") or {}).get("phase") != REFUSED
+
+
 def wish(found: Document) -> Wish:
     """What a ModelRollout of a person asks for; its uid makes asking twice one rollout."""
     spec, meta = found["spec"], found["metadata"]

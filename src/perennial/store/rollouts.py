@@ -68,16 +68,21 @@ def save(engine: Engine, state: RolloutState, guard: fence.Guard = fence.free) -
     Raises LoopBroken when there is no such rollout, Unavailable when another controller ended it
     or the guard says so.
     """
-    values = asdict(state) | {"phase": str(state.phase)}
-    mine = rollouts.c.id == state.id
     with engine.begin() as connection:
         guard(connection)
-        stored = _find(connection, mine)
-        if not stored:
-            raise LoopBroken(f"rollout {state.id} is saved but was never wished")
-        if stored[0].phase.over and stored[0] != state:
-            raise Unavailable(f"rollout {state.id} is over meanwhile: {stored[0].phase}")
-        connection.execute(update(rollouts).where(mine).values(values))
+        write(connection, state)
+
+
+def write(connection: Connection, state: RolloutState) -> None:
+    """As ``save``, in a transaction of the caller's."""
+    mine = rollouts.c.id == state.id
+    stored = _find(connection, mine)
+    if not stored:
+        raise LoopBroken(f"rollout {state.id} is saved but was never wished")
+    if stored[0].phase.over and stored[0] != state:
+        raise Unavailable(f"rollout {state.id} is over meanwhile: {stored[0].phase}")
+    values = asdict(state) | {"phase": str(state.phase)}
+    connection.execute(update(rollouts).where(mine).values(values))
 
 
 def open_projects(engine: Engine) -> list[str]:
@@ -101,10 +106,16 @@ def manifest(engine: Engine, rollout_id: int) -> str:
         return connection.execute(query).scalar_one_or_none() or ""
 
 
-def pin_manifest(engine: Engine, rollout_id: int, text: str) -> str:
-    """Write down what runs for a rollout, once; gives what was written down first."""
+def pin_manifest(
+    engine: Engine, rollout_id: int, text: str, guard: fence.Guard = fence.free
+) -> str:
+    """Write down what runs for a rollout, once; gives what was written down first.
+
+    Raises what the guard raises.
+    """
     mine = rollouts.c.id == rollout_id
     with engine.begin() as connection:
+        guard(connection)
         connection.execute(
             update(rollouts).where(mine, rollouts.c.manifest == "").values(manifest=text)
         )
