@@ -37,6 +37,20 @@ def rendered(overlay: str) -> list[Doc]:
     return list(yaml.safe_load_all(kustomize(f"kustomize/overlays/{overlay}")))
 
 
+def most_replicas(docs: list[Doc]) -> dict[str, int]:
+    """How many copies of each Deployment there may be: its own word, or its autoscaler's."""
+    scaled = {
+        d["spec"]["scaleTargetRef"]["name"]: d["spec"]["maxReplicas"]
+        for d in policy.kinds(docs, "HorizontalPodAutoscaler")
+    }
+    fixed = {
+        d["metadata"]["name"]: d["spec"]["replicas"]
+        for d in policy.kinds(docs, "Deployment")
+        if d["metadata"]["name"] not in scaled
+    }
+    return fixed | scaled
+
+
 def templates() -> list[Doc]:
     return [yaml.safe_load(path.read_text()) for path in sorted(ROOT.glob("kserve/*/*.yaml"))]
 

@@ -1,6 +1,8 @@
 """What we tell people works: commands, links, generated pages, the published schema."""
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import re
 import shlex
@@ -21,18 +23,35 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TARGETS = re.findall(r"^([a-z-]+):.*?## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
 EXAMPLES = sorted((ROOT / "examples").glob("*/project.yaml"))
+IN_PODS = {f"projects/{path.parent.name}.yaml" for path in EXAMPLES}
+
+
+OTHERS = ("kubectl", "head")  # tools of others, whose words are not ours to check
+MADE = {"mytable"}  # by a line before, 'perennial init mytable.csv'
 
 
 def shell_lines(page: Path) -> list[str]:
-    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+    """What a page tells to type: whole blocks of sh, and what follows a prompt in a console."""
+    blocks = re.findall(r"^```(sh|console)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [line for kind, text in blocks for line in typed(kind, text.replace("\\\n", " "))]
+
+
+def typed(kind: str, text: str) -> list[str]:
+    prompt = "$ " if kind == "console" else ""
+    lines = [line for line in text.splitlines() if line.strip() and line.startswith(prompt)]
+    return [line.removeprefix(prompt) for line in lines]
+
+
+def in_a_sentence(page: Path) -> list[str]:
+    """Commands for a pod that stand inside of a sentence."""
+    return re.findall(r"`(kubectl [^`\n]*exec [^`\n]* -- [^`\n]*)`", page.read_text())
 
 
 def told_commands() -> list[Any]:
     return [
         pytest.param(line, id=f"{page.name}: {line.split('#')[0].strip()}")
         for page in PAGES
-        for line in shell_lines(page)
+        for line in [*shell_lines(page), *in_a_sentence(page)]
     ]
 
 
@@ -51,9 +70,44 @@ def test_a_command_in_the_docs_exists(line):
     if tool == "make":
         assert rest[0] in TARGETS
     elif tool == "perennial":
-        assert cli.build_parser().parse_args(rest).do
+        assert project_of(rest) in {"", *MADE} or (ROOT / project_of(rest)).is_dir()
+    elif tool == "python":
+        assert rest[0] == "-m" and importlib.util.find_spec(rest[1])
+    elif tool == "kubectl" and "exec" in rest:
+        inside = rest[rest.index("--") + 1 :]
+        assert inside[0] == "perennial"
+        assert project_of(inside[1:]) in {"", *IN_PODS}
     else:
-        assert line == ". .venv/bin/activate"
+        assert tool in OTHERS or line == ". .venv/bin/activate"
+
+
+def project_of(rest: list[str]) -> str:
+    """The project that a command of ours names; it must parse."""
+    args = cli.build_parser().parse_args(rest)
+    assert args.do
+    return getattr(args, "project", None) or ""
+
+
+@pytest.mark.parametrize(
+    ("line", "is_told"),
+    [
+        ("$ kubectl -n a exec deploy/b -- perennial why projects/retail.yaml", True),
+        ("$ kubectl -n a exec deploy/b -- perennial why retail", False),
+        ("$ perennial why retail", False),
+        ("$ kubectl -n a exec deploy/b \\\n    -- perennial why retail", False),
+        ("NAME   PHASE", None),
+    ],
+)
+def test_a_line_behind_a_prompt_is_checked(tmp_path, line, is_told):
+    page = tmp_path / "page.md"
+    page.write_text(f"```console\n{line}\n```\n")
+
+    told = shell_lines(page)
+
+    assert len(told) == (is_told is not None)
+    for one in told:
+        with contextlib.nullcontext() if is_told else pytest.raises(AssertionError):
+            test_a_command_in_the_docs_exists(one)
 
 
 def all_commands(parser: argparse.ArgumentParser) -> list[str]:

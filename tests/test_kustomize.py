@@ -28,6 +28,7 @@ from tests.manifests import (
     RIGHTS,
     ROOT,
     kustomize,
+    most_replicas,
     pipeline,
     rendered,
     templates,
@@ -175,31 +176,67 @@ def test_a_second_tenant_brings_everything_but_the_kind(tmp_path):
 
 def second_tenant(overlay: str, folder: Path) -> list[Doc]:
     """The overlay for another namespace, as docs/cluster.md tells to write it."""
-    root = Path(os.path.relpath(ROOT / "kustomize", folder))
-    text = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "namespace": "second",
-        "resources": [str(root / "overlays" / overlay)],
-        "components": [str(root / "components" / "shared-crd")],
-    }
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(text))
+    text = told_overlays()["second"]
+    return written(text.replace("../production", f"../{overlay}"), folder)
+
+
+def told_overlays() -> dict[str, str]:
+    """The overlays that docs/cluster.md tells to write, by their namespace."""
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    return {yaml.safe_load(text).get("namespace", ""): text for text in blocks}
+
+
+def written(text: str, folder: Path) -> list[Doc]:
+    """What an overlay applies that is written beside the shipped ones, here in another folder."""
+    beside = ROOT / "kustomize" / "overlays" / "yours"
+    moved = re.sub(r"\.\./[^],]+", lambda path: os.path.relpath(beside / path[0], folder), text)
+    (folder / "kustomization.yaml").write_text(moved)
     return list(yaml.safe_load_all(kustomize(str(folder))))
+
+
+def test_the_told_overlay_of_a_second_tenant_keeps_its_objects_apart(tmp_path):
+    docs = second_tenant("production", tmp_path)
+
+    assert settings_of(docs).artifacts == "s3://perennial/second"
+    assert faults("production", docs) == []
+
+
+def test_the_told_overlay_pins_every_image_by_its_digest(tmp_path):
+    docs = written(told_overlays()[""].replace("sha256:...", f"sha256:{'a' * 64}"), tmp_path)
+    read = settings_of(docs)
+    request = launchers.RunRequest(Path("projects/retail.yaml"))
+    run = job.manifest(read, request, "retail", "retail-1").to_dict()
+    state = RolloutState(1, "retail", 7, "ab", "s3://b/c", "r", Phase.WISHED, -1, 0, "")
+    place = manifest.Place("perennial", "Knative", read.serving_image, "s3://b/d", "http://broker")
+    served = manifest.render(manifest.load(ROOT, "retail"), state, place)
+
+    pods = policy.pods([*docs, {"kind": "Job", **run}, served])
+    images = {c["image"] for pod in pods for c in pod.containers}
+
+    pinned = f"@sha256:{'a' * 64}"
+    assert images == {
+        f"registry.internal/perennial{pinned}",
+        f"registry.internal/perennial-serving{pinned}",
+    }
+    assert read.image in images
+    assert faults("production", docs) == []
 
 
 def test_production_keeps_three_of_everything_and_grows_under_load():
     docs = rendered("production")
 
     counts = {
-        d["metadata"]["name"]: d["spec"]["replicas"] for d in policy.kinds(docs, "Deployment")
+        d["metadata"]["name"]: d["spec"].get("replicas") for d in policy.kinds(docs, "Deployment")
     }
     scaled = {
         d["spec"]["scaleTargetRef"]["name"]: d["spec"]["minReplicas"]
         for d in policy.kinds(docs, "HorizontalPodAutoscaler")
     }
-    assert set(counts) == {"operator", "retraining"}
-    assert min(counts.values()) >= 3
+    # What an autoscaler counts has no number of its own, which each apply would set again.
+    assert counts == {"operator": 3, "retraining": None}
     assert scaled == {"retraining": 3}
+    assert most_replicas(docs)["retraining"] > 3
     read = settings_of(docs)
     assert (read.min_replicas, read.max_replicas) == (3, 6)
 
@@ -213,12 +250,9 @@ def test_servers_have_a_disruption_budget_and_a_quota_that_bears_two_versions(ov
     assert budget["maxUnavailable"] == 1
 
     most = one(docs, "ResourceQuota", "tenant")["spec"]["hard"]
-    scaled = {
-        d["spec"]["scaleTargetRef"]["name"]: d["spec"]["maxReplicas"]
-        for d in policy.kinds(docs, "HorizontalPodAutoscaler")
-    }
+    counts = most_replicas(docs)
     pods = [
-        (d["spec"]["template"]["spec"], scaled.get(d["metadata"]["name"], d["spec"]["replicas"]))
+        (d["spec"]["template"]["spec"], counts[d["metadata"]["name"]])
         for d in policy.kinds(docs, "Deployment")
     ]
     template = manifest.load(ROOT, "retail")["spec"]["predictor"]

@@ -1,6 +1,6 @@
 """The README's way onto a cluster, as it stands there.
 
-Its deletion takes the kind with it, so it goes first.
+Its deletion takes the kind with it, so it goes first, and not where anybody has a ModelRollout.
 """
 
 import os
@@ -12,11 +12,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from conftest import Kubectl
 from tenant import DOMAIN, INGRESS, ROOT
 
 pytestmark = pytest.mark.cluster
 
 SPACE = "perennial"
+KIND = "modelrollouts.perennial.dev"
 SERVES_S = 300
 
 
@@ -27,13 +29,31 @@ def commands() -> list[str]:
     return re.findall(r"^\$ (.*)$", part, flags=re.MULTILINE)
 
 
+def rollouts(kubectl: Kubectl) -> list[str]:
+    """Every ModelRollout of the cluster, as namespace/name; none where nobody knows the kind."""
+    if not kubectl.run("get", "crd", KIND, "--ignore-not-found", "-o", "name").stdout:
+        return []
+    found = [item["metadata"] for item in kubectl.get(KIND, "--all-namespaces")["items"]]
+    return [f"{meta['namespace']}/{meta['name']}" for meta in found]
+
+
 @pytest.fixture
-def shell(kubectl, kubeconfig) -> Iterator[dict[str, str]]:
+def shell(kubectl: Kubectl, kubeconfig: str) -> Iterator[dict[str, str]]:
     """The surroundings of a terminal; what is installed in it goes again."""
     there = kubectl.run("get", "namespace", SPACE, check=False)
     assert there.returncode != 0, f"namespace {SPACE} is somebody's; these tests make and delete it"
+    told = ", ".join(rollouts(kubectl))
+    assert not told, f"these tests delete the kind {KIND}, and with it what is somebody's: {told}"
     path = f"{Path(kubectl.program).parent}{os.pathsep}{os.environ['PATH']}"
     yield {**os.environ, "PATH": path, "KUBECONFIG": kubeconfig}
+    remove(kubectl)
+
+
+def remove(kubectl: Kubectl) -> None:
+    """Remove the installation, and the kind with it unless somebody came to use it meanwhile."""
+    if any(not name.startswith(f"{SPACE}/") for name in rollouts(kubectl)):
+        kubectl.run("delete", "namespace", SPACE, "--ignore-not-found", patience_s=600)
+        return
     overlay = str(ROOT / "kustomize" / "overlays" / "demo")
     kubectl.run("delete", "-k", overlay, "--ignore-not-found", check=False, patience_s=600)
 

@@ -112,13 +112,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exc.exit_code
 
 
-def _run(settings: Settings, given: argparse.Namespace) -> int:
-    if not settings.state_url:
-        raise BadInput("PERENNIAL_STATE_URL is missing: the operator needs the store of the loop")
+def _told_to_stop() -> threading.Event:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    health = Health()
+    return stop
+
+
+def _run(settings: Settings, given: argparse.Namespace) -> int:
+    if not settings.state_url:
+        raise BadInput("PERENNIAL_STATE_URL is missing: the operator needs the store of the loop")
+    stop, health = _told_to_stop(), Health()
     with ExitStack() as opened:
         opened.enter_context(health.told(given.health_port))
         client = opened.enter_context(kube.connect(settings.namespace))

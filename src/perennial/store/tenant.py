@@ -22,7 +22,7 @@ from perennial.store.engine import POSTGRES, open_engine
 from perennial.store.migrate import WAIT_S, await_database, told
 
 # What is left of the server's connections is for the other tenants.
-CONNECTIONS = 40
+CONNECTIONS = 45
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,50}")
 _CONNECT_S = 10
