@@ -14,7 +14,7 @@ Right = tuple[str, str, str]
 
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim"}
 VOLUMES |= {"projected", "secret"}
-CRD = "CustomResourceDefinition"
+CRD, SERVED = "CustomResourceDefinition", "InferenceService"
 LISTS = ("containers", "initContainers", "ephemeralContainers")
 AUDIENCES = {"pipelines.kubeflow.org"}
 # The kinds that need somebody's controller to be there: an overlay must not fail without it.
@@ -225,21 +225,36 @@ def _step(container: Doc, platform: Doc) -> Iterator[str]:
 
 
 def workloads(docs: list[Doc]) -> list[str]:
-    """Deployments survive a node: probes, spread, a budget for disruptions."""
+    """Servers are probed, and Deployments survive a node: spread, a budget for disruptions."""
     selectors = [d["spec"]["selector"] for d in kinds(docs, "PodDisruptionBudget")]
     budgets = [selector.get("matchLabels", {}) for selector in selectors]
+    found = some(kinds(docs, "Deployment", SERVED), f"Deployment or {SERVED}")
     return [
         f"{name(doc)}: {fault}"
-        for doc in some(kinds(docs, "Deployment"), "Deployment")
-        for fault in _workload(doc, budgets)
+        for doc in found
+        for fault in (_served(doc) if doc["kind"] == SERVED else _workload(doc, budgets))
     ]
+
+
+def _served(doc: Doc) -> Iterator[str]:
+    """Knative takes probes of the container with the port only; a model's are its runtime's."""
+    containers = doc["spec"]["predictor"].get("containers", [])
+    doors = [container for container in containers if container.get("ports")]
+    if containers and not doors:
+        yield "has no port that could be probed"
+    for container in doors:
+        yield from _unprobed(container)
+
+
+def _unprobed(container: Doc) -> Iterator[str]:
+    missing = {"startupProbe", "livenessProbe", "readinessProbe"} - set(container)
+    yield from (f"{container['name']} has no {probe}" for probe in sorted(missing))
 
 
 def _workload(doc: Doc, budgets: list[Doc]) -> Iterator[str]:
     template = doc["spec"]["template"]
     for container in template["spec"]["containers"]:
-        missing = {"startupProbe", "livenessProbe", "readinessProbe"} - set(container)
-        yield from (f"{container['name']} has no {probe}" for probe in sorted(missing))
+        yield from _unprobed(container)
     if doc["metadata"]["name"].startswith("dev-"):
         return
     keys = {one["topologyKey"] for one in template["spec"].get("topologySpreadConstraints", [])}

@@ -67,7 +67,10 @@ def test_a_shipped_file_keeps_the_rules_of_knative_mode(root, name):
 
     assert raw["metadata"]["annotations"] == {"serving.kserve.io/deploymentMode": "Knative"}
     assert [n for n, c in containers.items() if "ports" in c] == ["transformer-container"]
-    assert [n for n, c in containers.items() if "readinessProbe" in c] == ["transformer-container"]
+    assert [n for n, c in containers.items() if "Probe" in str(c)] == ["transformer-container"]
+    door = containers["transformer-container"]
+    # Knative fills in the port of a liveness probe, and not that of a startup probe.
+    assert {p["httpGet"]["port"] for key, p in door.items() if key.endswith("Probe")} == {8080}
     # Both fetch the bundle themselves: KServe's init container breaks `restricted`.
     assert "STORAGE_URI" not in str(containers)
     assert all(

@@ -374,6 +374,21 @@ def test_a_server_of_kserve_is_restricted_like_any_pod(document):
     assert [f for pod in policy.pods([document]) for f in policy.restricted(pod)] == []
 
 
+@pytest.mark.parametrize("document", templates(), ids=policy.name)
+def test_a_server_of_kserve_is_probed_where_knative_lets_it_be(document):
+    assert policy.workloads([document]) == []
+
+
+@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe", "ports"])
+def test_a_server_of_kserve_that_is_not_probed_is_found(probe):
+    document = copy.deepcopy(next(d for d in templates() if "containers" in d["spec"]["predictor"]))
+    for container in document["spec"]["predictor"]["containers"]:
+        container.pop(probe, None)
+
+    wanted = "no port that could be probed" if probe == "ports" else f"has no {probe}"
+    assert [f for f in policy.workloads([document]) if wanted in f] != []
+
+
 @pytest.mark.parametrize("mode", ["Knative", "Standard"])
 def test_the_servers_that_the_operator_makes_are_restricted_and_fit_the_policies(mode):
     state = RolloutState(1, "retail", 7, "ab", "s3://b/c", "r", Phase.WISHED, -1, 0, "")

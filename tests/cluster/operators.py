@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ import httpx
 import yaml
 from adapters import rollout
 from lightkube import Client
+from lightkube.generic_resource import create_namespaced_resource
 from lightkube.types import PatchType
 from small import inference_service
 
@@ -25,8 +26,11 @@ from perennial.ledger import Ledger
 from perennial.project import Rollout
 from perennial.records import Phase, RolloutState
 from perennial.rollout import manifest
+from perennial.rollout.knative import KnativeRevision
 from perennial.store import rollouts, versions
 from perennial.store.engine import make_engine
+
+KnativeRoute = create_namespaced_resource("serving.knative.dev", "v1", "Route", "routes")
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = os.environ.get("PERENNIAL_TEST_IMAGE", "dev.local/perennial:0.1.0-python3.11")
@@ -79,6 +83,7 @@ class Loop:
         self.engine = make_engine(self.url)
         self.ledger = Ledger(self.engine)
         self.processes: list[subprocess.Popen[bytes]] = []
+        self._labels: dict[str, str] = {}
         self.image = IMAGE
         template(folder, namespace)
 
@@ -122,7 +127,7 @@ class Loop:
         now = datetime.now(UTC)
         versions.next_version(self.engine, "retail", digest(version, fault), "a run", now)
 
-    def wish(self, version: int, fault: str = GOOD) -> RolloutState:
+    def wish(self, version: int, fault: str = GOOD, limits: Rollout = QUICK) -> RolloutState:
         return rollouts.wish(
             self.engine,
             project="retail",
@@ -130,7 +135,7 @@ class Loop:
             digest=digest(version, fault),
             bundle_uri="s3://nowhere/bundle",
             run_id=f"run-{version}",
-            limits=QUICK.model_dump_json(),
+            limits=limits.model_dump_json(),
         )
 
     def state(self, wished: RolloutState) -> RolloutState:
@@ -161,6 +166,27 @@ class Loop:
 
     def live(self) -> dict[str, Any]:
         return dict(kube.find(self.client, kube.InferenceService, "retail") or {})
+
+    def given(self) -> dict[str, dict[str, int]]:
+        """Percent of each version, as Knative's Route has it and as KServe tells it."""
+        route = kube.find(self.client, KnativeRoute, "retail-predictor") or {}
+        said = (self.live().get("status") or {}).get("components", {}).get("predictor", {})
+        places = {"route": route.get("status", {}), "status": said}
+        return {place: self._shares(told.get("traffic", ())) for place, told in places.items()}
+
+    def _shares(self, traffic: Iterable[dict[str, Any]]) -> dict[str, int]:
+        found: Counter[str] = Counter()
+        for entry in traffic:
+            found[self._label(entry.get("revisionName", ""))] += int(entry.get("percent") or 0)
+        return dict(found)
+
+    def _label(self, revision: str) -> str:
+        """Which version one of Knative's revisions is, by its label."""
+        if revision and revision not in self._labels:
+            made = kube.find(self.client, KnativeRevision, revision)
+            labels = made["metadata"].get("labels", {}) if made else {}
+            self._labels[revision] = labels.get(manifest.REVISION, revision)
+        return self._labels.get(revision, "")
 
     def percent(self) -> int:
         live = self.live()

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from lightkube import Client
 from lightkube.generic_resource import create_namespaced_resource
@@ -17,7 +16,7 @@ from lightkube.generic_resource import create_namespaced_resource
 from perennial import kube
 from perennial.errors import BadInput, Unavailable
 from perennial.records import RolloutState
-from perennial.rollout import manifest, plan, pods
+from perennial.rollout import conditions, manifest, plan, pods
 from perennial.rollout.manifest import Document
 
 log = logging.getLogger(__name__)
@@ -25,8 +24,6 @@ log = logging.getLogger(__name__)
 KnativeServing = create_namespaced_resource("serving.knative.dev", "v1", "Service", "services")
 KnativeRevision = create_namespaced_resource("serving.knative.dev", "v1", "Revision", "revisions")
 
-# Of the transformer, which every request passes.
-PORT = 8080
 HOLD_S = 3.0
 _POLL_S = 0.1
 _UNKNOWN = -1
@@ -87,13 +84,9 @@ class Seen:
     @property
     def refusal(self) -> str:
         """Why KServe cannot make of the spec what it should; empty while it can."""
-        found = _condition(self.live, "PredictorReady")
+        found = conditions.of(self.live, "PredictorReady")
         failed = found.get("reason") == "ReconcileFailed"
         return str(found.get("message", "")) if failed else ""
-
-    def condition(self, kind: str) -> Document:
-        """One of Knative's conditions, empty when it is not told."""
-        return _condition(self.knative, kind)
 
 
 class KnativeService:
@@ -151,9 +144,7 @@ class KnativeService:
 
     def died(self, name: str) -> str:
         """How a server of the revision ended; empty while none did."""
-        found = pods.of(self._client, self._project, name)
-        ends = (pods.end(pod, status) for pod in found for status in pods.servers(pod))
-        return next((f"{name}: {end}" for end in ends if end), "")
+        return pods.died(self._client, self._project, name)
 
     def stop(self, name: str) -> None:
         """Take a revision out of the template, so that Knative forgets it as the latest one.
@@ -194,12 +185,7 @@ class KnativeService:
 
     def pages(self, name: str) -> Mapping[str, str]:
         """Metrics pages of a revision's pods."""
-        found = pods.of(self._client, self._project, name)
-        return {
-            pods.key(pod): f"http://{address}:{PORT}{pods.METRICS}"
-            for pod in found
-            if (address := pods.address(pod))
-        }
+        return pods.pages(self._client, self._project, name)
 
     def platform_name(self, name: str) -> str:
         """What Knative calls a revision; empty when there is none."""
@@ -278,7 +264,7 @@ class KnativeService:
             time.sleep(_POLL_S)
 
     def _holds(self, seen: Seen, wanted: Mapping[str, int]) -> bool:
-        routed = seen.condition("RoutesReady").get("status") == "True"
+        routed = conditions.is_true(seen.knative, "RoutesReady")
         return seen.is_carried and routed and self._weights(seen) == wanted
 
     def _tidy(self, seen: Seen | None) -> None:
@@ -351,15 +337,13 @@ class KnativeService:
 
     def _why(self, name: str, created: str) -> str:
         """What the pods of a revision wait for, else what Knative says of it."""
-        listed = pods.of(self._client, self._project, name)
-        waits = (pods.wait(status) for pod in listed for status in pods.statuses(pod))
         found = kube.find(self._client, KnativeRevision, created)
-        said = _condition(found, "Ready").get("message") if found else ""
-        return next((w for w in waits if w), "") or said or "its pods come up"
+        said = conditions.of(found or {}, "Ready").get("message")
+        return pods.waits(self._client, self._project, name) or said or "its pods come up"
 
     def _is_ready(self, revision: str) -> bool:
         found = kube.find(self._client, KnativeRevision, revision)
-        return bool(found and _condition(found, "Ready").get("status") == "True")
+        return conditions.is_true(found or {}, "Ready")
 
     def _weights(self, seen: Seen) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -421,8 +405,3 @@ def _merged(live: Document, ours: Document) -> Document:
 
 def _percent_edit(percent: int | None) -> str:
     return f"canaryTrafficPercent is {'gone' if percent is None else percent}"
-
-
-def _condition(document: Mapping[str, Any], kind: str) -> Document:
-    conditions = (document.get("status") or {}).get("conditions", ())
-    return next((dict(c) for c in conditions if c.get("type") == kind), {})

@@ -11,7 +11,8 @@ from perennial import kube
 from perennial.errors import Unavailable
 from perennial.rollout import manifest
 
-METRICS = "/metrics"
+# Of the transformer, which every request passes.
+PORT, METRICS = 8080, "/metrics"
 
 
 def listed(client: Client, what: str, labels: Mapping[str, str]) -> list[Pod]:
@@ -25,6 +26,26 @@ def of(client: Client, project: str, revision: str) -> list[Pod]:
     """The pods of one revision of a project."""
     labels = {manifest.PROJECT: project, manifest.REVISION: revision}
     return listed(client, revision, labels)
+
+
+def died(client: Client, project: str, revision: str) -> str:
+    """How a server of a revision ended by itself; empty while none did."""
+    found = of(client, project, revision)
+    ends = (end(pod, status) for pod in found for status in servers(pod))
+    return next((f"{revision}: {text}" for text in ends if text), "")
+
+
+def waits(client: Client, project: str, revision: str) -> str:
+    """What the pods of a revision wait for; empty while they only come up."""
+    found = of(client, project, revision)
+    said = (wait(status) for pod in found for status in statuses(pod))
+    return next((text for text in said if text), "")
+
+
+def pages(client: Client, project: str, revision: str) -> Mapping[str, str]:
+    """Pages on which the servers of a revision count, one for each pod."""
+    at = {key(pod): address(pod) for pod in of(client, project, revision)}
+    return {name: f"http://{ip}:{PORT}{METRICS}" for name, ip in at.items() if ip}
 
 
 def address(pod: Pod) -> str:

@@ -17,7 +17,7 @@ from lightkube.resources.core_v1 import Service
 from perennial import kube
 from perennial.errors import Unavailable
 from perennial.records import RolloutState
-from perennial.rollout import edge, manifest, plan, pods
+from perennial.rollout import conditions, edge, manifest, plan, pods
 from perennial.rollout.envoy import EnvoyTraffic
 from perennial.rollout.manifest import Document
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 COMPONENT, EDGE = "app.kubernetes.io/component", "edge"
 PROBE_S = 5.0
 # What a transformer listens on: KServe makes a Service of the ports that are named.
-REST, GRPC = 8080, 8081
+REST, GRPC = pods.PORT, 8081
 _FIRST_PORT = 80
 
 
@@ -111,7 +111,7 @@ class StandardRevisions:
         found = self._find(name)
         if found is None:
             return False
-        if not _is_true(found, "Ready"):
+        if not conditions.is_true(found, "Ready"):
             raise Unavailable(f"{name} is not ready: {self._why(name, found)}")
         ports = self._ports(name)
         if not self._answers(ports):
@@ -123,9 +123,7 @@ class StandardRevisions:
         """How a server of the revision ended, or that somebody deleted it; empty while it runs."""
         if self._find(name) is None:
             return f"InferenceService {service_name(self._project, name)} was deleted"
-        found = pods.of(self._client, self._project, name)
-        ends = (pods.end(pod, status) for pod in found for status in pods.servers(pod))
-        return next((f"{name}: {end}" for end in ends if end), "")
+        return pods.died(self._client, self._project, name)
 
     def stop(self, name: str) -> None:
         """End a revision: first the edge forgets it, then its servers go."""
@@ -134,9 +132,7 @@ class StandardRevisions:
 
     def pages(self, name: str) -> Mapping[str, str]:
         """Pages on which the servers of a revision count, one for each pod."""
-        found = pods.of(self._client, self._project, name)
-        at = {pods.key(pod): pods.address(pod) for pod in found}
-        return {key: f"http://{ip}:{REST}{pods.METRICS}" for key, ip in at.items() if ip}
+        return pods.pages(self._client, self._project, name)
 
     def platform_name(self, name: str) -> str:
         """What KServe calls a revision."""
@@ -188,21 +184,9 @@ class StandardRevisions:
 
     def _why(self, name: str, found: Document) -> str:
         """What the pods of a revision wait for, else what KServe says of it."""
-        of = pods.of(self._client, self._project, name)
-        waits = (pods.wait(status) for pod in of for status in pods.statuses(pod))
-        return next((w for w in waits if w), "") or _message(found) or "its pods come up"
+        waits = pods.waits(self._client, self._project, name)
+        return waits or conditions.complaint(found) or "its pods come up"
 
 
 def _number(port: ServicePort, headless: bool) -> int:
     return int(port.targetPort or port.port) if headless else port.port
-
-
-def _is_true(found: Document, condition: str) -> bool:
-    conditions = (found.get("status") or {}).get("conditions", ())
-    return any(c["type"] == condition and c["status"] == "True" for c in conditions)
-
-
-def _message(found: Document) -> str:
-    conditions = (found.get("status") or {}).get("conditions", ())
-    said = [c.get("message", "") for c in conditions if c["status"] == "False"]
-    return next((text for text in said if text), "")

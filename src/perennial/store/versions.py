@@ -42,26 +42,17 @@ def next_version(
         return new
 
 
-def by_digest(engine: Engine, project: str, digest: str) -> Version | None:
-    """The version of a model digest, None when it was never registered."""
-    return _one(engine, versions.c.project == project, versions.c.digest == digest)
-
-
 def by_number(engine: Engine, project: str, number: int) -> Version | None:
     """The version with a number, None when there is none."""
-    return _one(engine, versions.c.project == project, versions.c.number == number)
+    with reading(engine) as connection:
+        found = _find(connection, versions.c.project == project, versions.c.number == number)
+    return found[0] if found else None
 
 
 def all_versions(engine: Engine, project: str) -> list[Version]:
     """Every version of a project, oldest first."""
     with reading(engine) as connection:
         return _find(connection, versions.c.project == project)
-
-
-def _one(engine: Engine, *where: ColumnElement[bool]) -> Version | None:
-    with reading(engine) as connection:
-        found = _find(connection, *where)
-    return found[0] if found else None
 
 
 def _find(connection: Connection, *where: ColumnElement[bool]) -> list[Version]:
