@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from perennial.local import cluster
+from perennial.settings import Settings
 from tests import policy
 from tests.policy import Doc
 
@@ -63,35 +65,26 @@ def verbs(group: str, resource: str, *names: str) -> set[policy.Right]:
     return {(group, resource, verb) for verb in names}
 
 
-OPERATOR = (
-    verbs("perennial.dev", "modelrollouts", "list", "watch", "create", "delete")
-    | verbs("perennial.dev", "modelrollouts/status", "patch")
-    | verbs("serving.kserve.io", "inferenceservices", "get", "list", "watch", "create", "update")
-    | verbs("serving.kserve.io", "inferenceservices", "delete")
-    | verbs("eventing.knative.dev", "brokers", "get")
-    | verbs("", "pods", "list")
-)
-STANDARD = verbs("", "services", "get")
-KNATIVE = verbs("serving.knative.dev", "revisions", "get") | verbs(
-    "serving.knative.dev", "services", "get"
-)
-JOBS = (
-    verbs("batch", "jobs", "create", "get", "delete")
-    | verbs("", "pods", "list")
-    | verbs("", "pods/log", "get")
-    | verbs("", "events", "list")
-)
-KFP = verbs(
-    "pipelines.kubeflow.org", "runs", "create", "get", "list", "retry", "terminate"
-) | verbs("pipelines.kubeflow.org", "experiments", "create", "list")
 KFP_RUN = (
     verbs("argoproj.io", "workflowtaskresults", "create", "patch")
     | verbs("", "configmaps=kfp-launcher", "get")
     | verbs("", "secrets=mlpipeline-minio-artifact", "get")
 )
+
+
+def table(mode: str, launcher: str) -> dict[str, set[policy.Right]]:
+    """What each account needs, by the table that the doctor asks from."""
+    settings = Settings(deployment_mode=mode, launcher=launcher)
+    found = {
+        account: {(group, thing, verb) for verb, group, thing in cluster.rights(account, settings)}
+        for account in ("operator", "retraining")
+    }
+    return {**found, "pipeline-run": KFP_RUN} if launcher == "kfp" else found
+
+
 RIGHTS = {
-    "demo": {"operator": OPERATOR | KNATIVE, "retraining": JOBS},
-    "demo-standard": {"operator": OPERATOR | STANDARD, "retraining": JOBS},
-    "staging": {"operator": OPERATOR | KNATIVE, "retraining": KFP, "pipeline-run": KFP_RUN},
-    "production": {"operator": OPERATOR | KNATIVE, "retraining": KFP, "pipeline-run": KFP_RUN},
+    "demo": table("Knative", "job"),
+    "demo-standard": table("Standard", "job"),
+    "staging": table("Knative", "kfp"),
+    "production": table("Knative", "kfp"),
 }

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from perennial import cli, project
+from perennial.local import cluster
 from perennial.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,6 +109,24 @@ def test_a_line_behind_a_prompt_is_checked(tmp_path, line, is_told):
     for one in told:
         with contextlib.nullcontext() if is_told else pytest.raises(AssertionError):
             test_a_command_in_the_docs_exists(one)
+
+
+def test_every_secret_that_pods_want_is_told_to_be_made():
+    page = (ROOT / "docs" / "cluster.md").read_text()
+
+    told = re.findall(r"^\$ kubectl .*create secret generic ([\w-]+)", page, re.MULTILINE)
+
+    assert sorted(told) == sorted(cluster.SECRETS)
+
+
+def test_what_a_cluster_of_ones_own_is_told_by_is_read_somewhere():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    code = [p for folder in ("tests", "benchmarks") for p in (ROOT / folder).rglob("*.py")]
+    read = {name for p in code for name in re.findall(r'"(PERENNIAL_TEST_\w+)"', p.read_text())}
+
+    told = set(re.findall(r"`(PERENNIAL_TEST_\w+)`", page))
+
+    assert {"PERENNIAL_TEST_INGRESS", "PERENNIAL_TEST_KILLS"} <= told <= read
 
 
 def all_commands(parser: argparse.ArgumentParser) -> list[str]:

@@ -168,7 +168,12 @@ def test_what_this_identity_may_not_do_is_named(api, settings):
     ("user", "launcher", "lacks", "names"),
     [
         ("operator", "job", "inferenceservices", "update inferenceservices"),
-        ("retraining", "job", "jobs", "create jobs"),
+        ("operator", "job", "modelrollouts", "watch modelrollouts, create modelrollouts"),
+        ("operator", "job", "services", "get services"),
+        ("operator", "job", "revisions", "get revisions"),
+        ("retraining", "job", "jobs", "create jobs, get jobs, delete jobs"),
+        ("retraining", "job", "events", "list events"),
+        ("retraining", "kfp", "runs", "retry runs, terminate runs"),
     ],
 )
 def test_a_pod_is_told_what_its_own_account_lacks(api, settings, user, launcher, lacks, names):
@@ -176,8 +181,18 @@ def test_a_pod_is_told_what_its_own_account_lacks(api, settings, user, launcher,
 
     found = missing(settings.model_copy(update={"launcher": launcher}))
 
-    assert set(found) == {"permission"}
+    assert set(found) - {"KFP"} == {"permission"}
     assert names in found["permission"].seen
+
+
+def test_in_standard_mode_an_operator_needs_no_right_of_knative(api, settings):
+    api.user, api.refused = "system:serviceaccount:n:operator", {"revisions"}
+    standard = settings.model_copy(update={"deployment_mode": "Standard"})
+
+    before, api.refused = missing(standard), {"services"}
+
+    assert before == {}
+    assert "get services" in missing(standard)["permission"].seen
 
 
 def test_an_open_namespace_is_told(api, settings):

@@ -190,6 +190,13 @@ def ended(launcher: KfpLauncher, run: str) -> None:
         pass
 
 
+def settled(state: Engine, launcher: KfpLauncher, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """What a second look gives, as long after the first as it must be."""
+    monkeypatch.setattr(ends, "AGAIN_S", 0.0)
+    ends.settle(state, "retail", launcher.is_over, time.time())
+    return ends.settle(state, "retail", launcher.is_over, time.time())
+
+
 Damage = Callable[[FakeKfp, KfpLauncher, str], None]
 
 
@@ -221,24 +228,60 @@ def dies_again(fake: FakeKfp, launcher: KfpLauncher, run: str) -> None:
     ],
 )
 def test_a_backends_run_that_failed_unseen_gives_its_lease_back(
-    cluster, state, fake, damage: Damage, reason
+    cluster, state, fake, monkeypatch, damage: Damage, reason
 ):
     launcher = KfpLauncher(Settings.load())
     run = begun(launcher, fake, state)
     damage(fake, launcher, run)
     assert holder(state, "retail") == run
 
-    assert ends.settle(state, "retail", launcher.is_over, time.time())
+    assert settled(state, launcher, monkeypatch)
 
     assert holder(state, "retail") is None
     assert [words.startswith(f"failed: {reason}") for words in told(state, "retail")] == [True]
 
 
-def test_a_backends_run_that_was_resumed_and_succeeded_unseen_is_told_so(cluster, state, fake):
+def test_a_run_whose_follower_is_about_to_resume_it_is_not_given_up(cluster, state, fake):
     launcher = KfpLauncher(Settings.load())
     run = begun(launcher, fake, state)
     dies(fake, launcher, run)
-    ends.settle(state, "retail", launcher.is_over, time.time())
+
+    looks = [ends.settle(state, "retail", launcher.is_over, time.time()) for _ in range(3)]
+
+    assert looks == [False] * 3
+    assert (holder(state, "retail"), told(state, "retail")) == (run, [])
+
+
+def test_each_failure_of_a_resumed_run_is_looked_at_twice(cluster, state, fake, monkeypatch):
+    monkeypatch.setattr(ends, "AGAIN_S", 0.0)
+    launcher = KfpLauncher(Settings.load())
+    run = begun(launcher, fake, state)
+    fake.runs[run].plan["train"] = ["killed", "killed"]
+    ended(launcher, run)
+
+    first = ends.settle(state, "retail", launcher.is_over, time.time())
+    launcher.backend.retry(run)
+    ended(launcher, run)
+    second = [ends.settle(state, "retail", launcher.is_over, time.time()) for _ in range(2)]
+
+    assert (first, second) == (False, [False, True])
+
+
+def test_a_run_that_nobody_resumes_is_over_at_the_first_look(cluster, state, fake):
+    launcher = KfpLauncher(Settings.load())
+    run = begun(launcher, fake, state)
+    is_terminated(fake, launcher, run)
+
+    assert ends.settle(state, "retail", launcher.is_over, time.time())
+
+
+def test_a_backends_run_that_was_resumed_and_succeeded_unseen_is_told_so(
+    cluster, state, fake, monkeypatch
+):
+    launcher = KfpLauncher(Settings.load())
+    run = begun(launcher, fake, state)
+    dies(fake, launcher, run)
+    settled(state, launcher, monkeypatch)
     fake.runs[run].plan = {}
     launcher.backend.retry(run)
     ended(launcher, run)
@@ -250,11 +293,13 @@ def test_a_backends_run_that_was_resumed_and_succeeded_unseen_is_told_so(cluster
     assert [words.split(":")[0] for words in told(state, "retail")] == ["failed", "succeeded"]
 
 
-def test_a_resumed_run_keeps_its_lease_though_the_ledger_knows_an_end(cluster, state, fake):
+def test_a_resumed_run_keeps_its_lease_though_the_ledger_knows_an_end(
+    cluster, state, fake, monkeypatch
+):
     launcher = KfpLauncher(Settings.load())
     run = begun(launcher, fake, state)
     dies(fake, launcher, run)
-    ends.settle(state, "retail", launcher.is_over, time.time())
+    settled(state, launcher, monkeypatch)
     fake.runs[run].plan["train"] = ["hang"]
     launcher.backend.retry(run)
     held(state, run, "retail")
@@ -277,13 +322,18 @@ def test_what_the_backend_does_not_know_keeps_its_lease(cluster, state, fake, na
     [("list", "--project", RETAIL), ("status", "{run}"), ("submit", RETAIL, "--no-wait")],
     ids=["list", "status", "submit"],
 )
-def test_a_command_that_sees_the_end_lets_the_lease_go(cluster, state, fake, words):
+def test_a_command_that_sees_the_end_again_lets_the_lease_go(
+    cluster, state, fake, monkeypatch, words
+):
+    monkeypatch.setattr(ends, "AGAIN_S", 0.0)
     launcher = KfpLauncher(Settings.load())
     run = begun(launcher, fake, state)
     dies(fake, launcher, run)
+    typed = ["runs", *(word.format(run=run) for word in words)]
 
-    assert cli.main(["runs", *(word.format(run=run) for word in words)]) == 0
-
+    assert cli.main(typed) == 0
+    assert holder(state, "retail") == run
+    assert cli.main(typed) == 0
     assert holder(state, "retail") is None
 
 

@@ -20,6 +20,7 @@ from lightkube import Client
 from lightkube.generic_resource import create_namespaced_resource
 from lightkube.types import PatchType
 from small import inference_service
+from tenant import DOMAIN, INGRESS
 
 from perennial import kube
 from perennial.ledger import Ledger
@@ -34,7 +35,6 @@ KnativeRoute = create_namespaced_resource("serving.knative.dev", "v1", "Route", 
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = os.environ.get("PERENNIAL_TEST_IMAGE", "dev.local/perennial:0.1.0-python3.11")
-INGRESS = os.environ.get("PERENNIAL_TEST_INGRESS", "http://127.0.0.1:31080")
 INFER = "/v2/models/retail/infer"
 # The last digit of a digest says what the small server does wrong.
 GOOD, ERRORS, NEVER_READY = "0", "e", "f"
@@ -201,7 +201,7 @@ class Loop:
 
     def ask(self, count: int = 1) -> list[str]:
         """Who answered."""
-        headers = {"host": f"retail-predictor.{self.namespace}.example.com"}
+        headers = {"host": f"retail-predictor.{self.namespace}.{DOMAIN}"}
         with httpx.Client(base_url=INGRESS, headers=headers, timeout=20, trust_env=False) as http:
             return [_told(http.post(INFER, json={})) for _ in range(count)]
 

@@ -18,6 +18,7 @@ import tritonclient.grpc as calls
 import tritonclient.http as rest
 import yaml
 from adapters import rollout
+from tenant import DOMAIN, INGRESS
 
 from perennial import bundle, kube
 from perennial.contract import Contract
@@ -31,7 +32,6 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGE = os.environ.get(
     "PERENNIAL_TEST_SERVING_IMAGE", "dev.local/perennial-serving:0.1.0-python3.11"
 )
-INGRESS = os.environ.get("PERENNIAL_TEST_INGRESS", "http://127.0.0.1:31080")
 PATIENCE_S = 3 * float(os.environ.get("PERENNIAL_TEST_PATIENCE_S", "60"))
 S3 = os.environ.get("PERENNIAL_TEST_S3", "")
 BUCKET = "perennial-serving"
@@ -121,7 +121,7 @@ def served(
         service.start(state_of(folder, uri, 1, digest))
         until_ready(service, "v1")
         contract = Contract.from_plain(bundle.parts(folder).contract)
-        yield Served(f"tiny-predictor.{namespace}.example.com", contract, folder, service)
+        yield Served(f"tiny-predictor.{namespace}.{DOMAIN}", contract, folder, service)
 
 
 def make_bucket() -> None:

@@ -10,6 +10,7 @@ from adapters import FINE, TrafficContract, rollout
 from lightkube import Client
 from lightkube.types import PatchType
 from small import inference_service
+from tenant import DOMAIN, INGRESS
 
 from perennial import kube
 from perennial.errors import Unavailable
@@ -18,7 +19,6 @@ from perennial.rollout import knative, manifest, plan, pods
 from perennial.rollout.podmetrics import PodEvidence
 
 IMAGE = os.environ.get("PERENNIAL_TEST_IMAGE", "dev.local/perennial:0.1.0-python3.11")
-INGRESS = os.environ.get("PERENNIAL_TEST_INGRESS", "http://127.0.0.1:31080")
 INFER = "/v2/models/retail/infer"
 
 pytestmark = pytest.mark.cluster
@@ -64,7 +64,7 @@ class KnativeBench:
         return made
 
     def ask(self, count: int) -> list[tuple[int, str]]:
-        headers = {"host": f"retail-predictor.{self.namespace}.example.com"}
+        headers = {"host": f"retail-predictor.{self.namespace}.{DOMAIN}"}
         with httpx.Client(base_url=INGRESS, headers=headers, timeout=10, trust_env=False) as http:
             said = [http.post(INFER, json={}) for _ in range(count)]
         return [(a.status_code, _revision(a)) for a in said]

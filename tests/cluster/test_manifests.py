@@ -312,34 +312,88 @@ def plain(name: str, labels: dict[str, str], code: str) -> policy.Doc:
 
 
 NO_POLICIES = "this cluster's network keeps no NetworkPolicies"
-SERVE = "import http.server as h; h.test(h.SimpleHTTPRequestHandler, port=5432, bind='0.0.0.0')"
+KEPT_S = 30  # by when a network that keeps policies keeps a new one
+PORTS = (5432, 8080, 8081, 8082, 9000)
 COMPONENT = "app.kubernetes.io/component"
+OURS = ("operator", "retraining", "pipeline-run", "migrate", "edge", "dev-postgres", "dev-s3")
+SERVE = f"""
+import socketserver, threading
+for port in {PORTS}:
+    server = socketserver.ThreadingTCPServer(("", port), socketserver.BaseRequestHandler)
+    threading.Thread(target=server.serve_forever).start()
+"""
+ASK = """
+import json, socket, sys
+from concurrent.futures import ThreadPoolExecutor
+def is_open(place):
+    try:
+        socket.create_connection(place[1:], 2).close()
+    except OSError:
+        return False
+    return True
+places = json.loads(sys.argv[1])
+with ThreadPoolExecutor(len(places)) as pool:
+    found = list(pool.map(is_open, places))
+print(json.dumps([place for place, is_found in zip(places, found) if is_found]))
+"""
+DENY = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
-def reaches(kubectl, space: str, source: str, address: str) -> bool:
-    code = f"import socket; socket.create_connection(('{address}', 5432), 3)"
-    done = kubectl.run("exec", "-n", space, source, "--", "python", "-c", code, check=False)
-    assert done.returncode == 0 or "timed out" in done.stderr or "refused" in done.stderr
-    return done.returncode == 0
+def stands(kubectl, space: str, peers: list[policy.Peer]) -> dict[str, str]:
+    """A pod for each peer, which listens on all ports; gives their addresses."""
+    pods = [plain(peer.name, dict(peer.labels), SERVE) for peer in peers]
+    kubectl.apply(placed(pods, space))
+    kubectl.run("wait", "-n", space, "--for=condition=Ready", "pod", "--all", "--timeout=180s")
+    items = kubectl.get("pods", "-n", space)["items"]
+    return {item["metadata"]["name"]: item["status"]["podIP"] for item in items}
 
 
-def test_where_the_network_keeps_policies_only_listed_edges_connect(kubectl, space):
-    wait = "import time; time.sleep(600)"
-    pods = [
-        plain("database", {COMPONENT: "dev-postgres"}, SERVE),
-        plain("migrate", {COMPONENT: "migrate"}, wait),
-        plain("stranger", {"app": "stranger"}, wait),
-    ]
-    policies = policy.kinds(manifests.rendered("demo"), "NetworkPolicy")
-    kubectl.apply(placed([*policies, *pods], space))
-    kubectl.run("wait", "-n", space, "--for=condition=Ready", "pod", "--all", "--timeout=120s")
-    address = kubectl.get("pod", "database", "-n", space)["status"]["podIP"]
-    limit = time.monotonic() + 30
-    while not (listed := reaches(kubectl, space, "migrate", address)) and time.monotonic() < limit:
+def reached(kubectl, space: str, addresses: dict[str, str]) -> set[policy.Edge]:
+    """Every port of another pod to which a pod gets a connection."""
+    found: set[policy.Edge] = set()
+    for source in addresses:
+        others = [(n, address) for n, address in addresses.items() if n != source]
+        places = json.dumps([(*other, port) for other in others for port in PORTS])
+        command = ("exec", "-n", space, source, "--", "python", "-c", ASK, places)
+        told = json.loads(kubectl.run(*command).stdout)
+        found |= {(source, target, port) for target, _, port in told}
+    return found
+
+
+def becomes(kubectl, space: str, addresses: dict[str, str], wanted: set[policy.Edge]) -> Any:
+    """What is reached when it is what is wanted, or when the network had its time."""
+    limit = time.monotonic() + KEPT_S
+    while (found := reached(kubectl, space, addresses)) != wanted and time.monotonic() < limit:
         time.sleep(1)
+    return found
 
-    unlisted = reaches(kubectl, space, "stranger", address)
 
-    assert listed
-    if unlisted:
+def keeps_policies(kubectl, space: str) -> bool:
+    """Does the network keep the simplest policy of all, with nothing of ours in it?"""
+    peers = [policy.Peer(name, space, {"app": name}) for name in ("one", "other")]
+    addresses = stands(kubectl, space, peers)
+    everything = {(a, b, port) for a in addresses for b in addresses if a != b for port in PORTS}
+    assert becomes(kubectl, space, addresses, everything) == everything
+    meta = {"name": "deny-all", "namespace": space}
+    document = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta}
+    kubectl.apply([{**document, "spec": DENY}])
+    return not becomes(kubectl, space, addresses, set())
+
+
+def test_where_the_network_keeps_policies_the_listed_edges_connect_and_no_other(
+    kubectl, space, spaces
+):
+    if not keeps_policies(kubectl, spaces("deny")):
         pytest.skip(NO_POLICIES)
+    documents = manifests.rendered("demo-standard")
+    policies = policy.kinds(documents, "NetworkPolicy")
+    there = policies[0]["metadata"]["namespace"]
+    peers = [policy.Peer(name, there, {COMPONENT: name}, PORTS) for name in OURS]
+    peers.append(policy.Peer("stranger", there, {"app": "stranger"}, PORTS))
+    wanted = policy.edges(policies, peers)
+    assert {("edge", "operator", 8081), ("migrate", "dev-postgres", 5432)} <= wanted
+
+    kubectl.apply(placed(policies, space))
+    addresses = stands(kubectl, space, peers)
+
+    assert becomes(kubectl, space, addresses, wanted) == wanted

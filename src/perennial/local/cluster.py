@@ -45,20 +45,30 @@ PERSON = (
     ("list", "serving.kserve.io", "inferenceservices"),
     ("list", "", "pods"),
 )
-# What an account of ours needs, by its name and, for retraining, by the launcher.
-ACCOUNTS = {
+# What the code uses of the API server: account, and where it differs the mode or the launcher;
+# then group, resource, verbs. A test holds the Roles of kustomize/ to this table.
+ROLES = {
     "operator": (
-        ("list", "perennial.dev", "modelrollouts"),
-        ("delete", "perennial.dev", "modelrollouts"),
-        ("patch", "perennial.dev", "modelrollouts/status"),
-        ("update", "serving.kserve.io", "inferenceservices"),
-        ("get", "eventing.knative.dev", "brokers"),
-        ("list", "", "pods"),
+        ("perennial.dev", "modelrollouts", "list watch create delete"),
+        ("perennial.dev", "modelrollouts/status", "patch"),
+        ("serving.kserve.io", "inferenceservices", "get list watch create update delete"),
+        ("eventing.knative.dev", "brokers", "get"),
+        ("", "pods", "list"),
     ),
+    "operator Knative": (
+        ("serving.knative.dev", "revisions", "get"),
+        ("serving.knative.dev", "services", "get"),
+    ),
+    "operator Standard": (("", "services", "get"),),
     "retraining job": (
-        ("create", "batch", "jobs"),
-        ("list", "", "pods"),
-        ("get", "", "pods/log"),
+        ("batch", "jobs", "create get delete"),
+        ("", "pods", "list"),
+        ("", "pods/log", "get"),
+        ("", "events", "list"),
+    ),
+    "retraining kfp": (
+        ("pipelines.kubeflow.org", "runs", "create get list retry terminate"),
+        ("pipelines.kubeflow.org", "experiments", "create list"),
     ),
 }
 
@@ -96,7 +106,8 @@ def checks(settings: Settings) -> list[Check]:
         return [_unasked(exc, settings), *_stores(settings)]
     found = Check("API server", True, f"{client.config.cluster.server} knows us as {user}")
     if user.startswith("system:serviceaccount:"):
-        looks = [_rights(client, needed) for needed in _needed(user, settings)]
+        needed = rights(user.rpartition(":")[2], settings)
+        looks = [_rights(client, needed)] if needed else []
     else:
         looks = [_rights(client, PERSON), *_things(client, settings)]
     return [found, *(_looked(*look) for look in looks), *_stores(settings)]
@@ -144,11 +155,11 @@ def _looked(title: str, look: Callable[[], Check]) -> Check:
         return Check(title, False, str(exc), "try again when the cluster answers")
 
 
-def _needed(user: str, settings: Settings) -> list[tuple[Right, ...]]:
-    account = user.rpartition(":")[2]
-    if account == "retraining":
-        account = f"retraining {settings.launcher}"
-    return [ACCOUNTS[account]] if account in ACCOUNTS else []
+def rights(account: str, settings: Settings) -> tuple[Right, ...]:
+    """What an account of ours needs under these settings; most accounts need nothing."""
+    names = (account, *(f"{account} {w}" for w in (settings.deployment_mode, settings.launcher)))
+    lines = [line for name in names for line in ROLES.get(name, ())]
+    return tuple((verb, group, thing) for group, thing, verbs in lines for verb in verbs.split())
 
 
 def _rights(client: Client, needed: tuple[Right, ...]) -> Look:

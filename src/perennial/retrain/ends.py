@@ -12,6 +12,8 @@ from perennial.store import lease
 
 log = logging.getLogger(__name__)
 
+AGAIN_S = 15.0  # between the two looks that a failed run is given up after, if it may be resumed
+
 
 class IsOver(Protocol):
     """Is a run over, by the word of whoever runs it? Its end is then in the ledger too."""
@@ -38,3 +40,14 @@ def settle(engine: Engine, project: str, is_over: IsOver, now: float) -> bool:
         return False
     log.info("run is over, its lease is free project=%s run=%s", project, holder)
     return True
+
+
+def is_seen_again(engine: Engine, end: str, now: float) -> bool:
+    """Was this end of a run seen before, by whomever, and not just now?
+
+    Between a failure and its retry a run looks as if it were over, and whoever follows it needs a
+    moment. ``end`` names one failure of one run: the next attempt of that run fails anew.
+    """
+    # A lease that is taken at each look: its number counts the looks that far apart.
+    number = lease.acquire(engine, f"ended:{end}", "seen", AGAIN_S, now)
+    return number is not None and number > 1

@@ -13,7 +13,7 @@ from typing import Any
 from perennial import project as projects
 from perennial.errors import PerennialError, RunFailed, Unavailable
 from perennial.ledger import Ledger
-from perennial.retrain import specs
+from perennial.retrain import ends, specs
 from perennial.retrain.answers import SUCCEEDED, Run, Task
 from perennial.retrain.backend import Backend, Refused, read_spec
 from perennial.retrain.launchers import Progress, RunRequest, RunResult
@@ -71,10 +71,18 @@ class KfpLauncher:
         except Refused as exc:
             log.info("not a run of %s: %s (%s)", self.backend.host, run, exc)
             return False
-        if seen.ended:
-            with contextlib.suppress(RunFailed):
-                _End(self._settings, self.backend, project, run).result(seen)
-        return seen.ended
+        end = _End(self._settings, self.backend, project, run)
+        if not seen.ended or (end.is_resumable(seen) and not self._is_seen_again(project, seen)):
+            return False
+        with contextlib.suppress(RunFailed):
+            end.result(seen)
+        return True
+
+    def _is_seen_again(self, project: str, seen: Run) -> bool:
+        """Whoever follows the run had the time to resume it, and did not."""
+        end = f"{seen.id} {len(seen.states)} {seen.finished_at}"
+        with borrowed(self._settings.state(project).url) as engine:
+            return ends.is_seen_again(engine, end, time.time())
 
     def submit(self, request: RunRequest) -> str:
         """Start a run unless there is one of the request's key; gives its id."""
@@ -143,10 +151,7 @@ class _End:
 
     def resumed(self, seen: Run) -> bool:
         """Was a run resumed whose step ended without a word of its own?"""
-        spent = self._retries >= self._settings.kfp_retries
-        if seen.state == SUCCEEDED or seen.terminated or spent or not seen.failed:
-            return False
-        if self._word(seen):
+        if not self.is_resumable(seen):
             return False
         self._retries += 1
         log.info("run resumed run=%s step=%s", self._run, seen.failed[0].name)
@@ -156,6 +161,13 @@ class _End:
             log.warning("run not resumed run=%s: %s", self._run, exc)
             return False
         return True
+
+    def is_resumable(self, seen: Run) -> bool:
+        """Did a step end without a word of its own, for the first times?"""
+        spent = self._retries >= self._settings.kfp_retries
+        if seen.state == SUCCEEDED or seen.terminated or spent or not seen.failed:
+            return False
+        return not self._word(seen)
 
     def result(self, seen: Run) -> RunResult:
         """The result of a run that is over. Raises RunFailed when it failed."""
