@@ -85,7 +85,9 @@ class Neighbour:
     def take_all(self) -> None:
         """All connections but those of its own service, each reading in an open transaction."""
         for _ in range(CONNECTIONS - KEPT - BEYOND):
-            one = self._open.enter_context(psycopg.connect(self._url))
+            one = psycopg.connect(self._url)
+            # Not as a context: the server ends a transaction that idles, and then nothing commits.
+            self._open.callback(one.close)
             one.execute("SELECT count(*) FROM ledger")
             # Advisory locks are shared by all tenants of a database, by number and by name.
             one.execute("SELECT pg_advisory_xact_lock_shared(n) FROM generate_series(0, 50) n")
