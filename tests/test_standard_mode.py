@@ -1,6 +1,8 @@
 """What Standard mode makes of answers that a real cluster gives rarely."""
 
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -126,6 +128,38 @@ def test_a_door_that_nobody_answers_is_waited_for_and_unknown_to_the_edge(live, 
     with pytest.raises(Unavailable, match="does not answer at 10.96.1.2 yet"):
         revisions.ready("v7")
     assert revisions._traffic.known == {}
+
+
+class Stranger(BaseHTTPRequestHandler):
+    """Takes the first connection to an address, as a gateway may before a Service has it."""
+
+    protocol_version = "HTTP/1.1"
+    connections = 0
+
+    def setup(self) -> None:
+        super().setup()
+        type(self).connections += 1
+        self.status = 502 if type(self).connections == 1 else 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nobody reads it."""
+
+
+def test_each_question_at_a_door_is_a_new_connection(live, revisions):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+
+        ports = edge.Ports(port, port, "127.0.0.1")
+        answers = [standard.StandardRevisions._answers(revisions, ports) for _ in range(2)]
+
+        server.shutdown()
+    assert answers == [False, True]
 
 
 def test_what_is_being_deleted_is_no_revision_any_more(live, revisions):

@@ -84,7 +84,9 @@ class StandardRevisions:
         self._traffic = traffic
         self._serving = serving
         self._labels: dict[str, Any] = {manifest.PROJECT: project}
-        self._http = httpx.Client(timeout=PROBE_S, trust_env=False, verify=False)
+        # A connection made before the network knew the Service stays with whoever took it.
+        anew = httpx.Limits(max_keepalive_connections=0)
+        self._http = httpx.Client(timeout=PROBE_S, trust_env=False, verify=False, limits=anew)
 
     def names(self) -> tuple[str, ...]:
         with kube.asking(f"listing InferenceServices of {self._project}"):
