@@ -114,6 +114,8 @@ def _one_event(tenant: Tenant, digest: str, start: datetime) -> float:
         assert time.monotonic() - begun < 120, tenant.problems()
         time.sleep(0.05)
     took = time.monotonic() - begun
+    known = f"{new} in the ledger"
+    until(tenant, known, lambda: new & {e["subject"] for e in tenant.entries("run.started")})
     tenant.perennial("runs", "terminate", *new, "--project", RETAIL)
     until(tenant, "the run is over", lambda: not _is_busy(tenant))
     return took
