@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from perennial import bundle
 from perennial.errors import BadInput, RunFailed
 from perennial.ledger import Ledger
 from perennial.settings import Settings
@@ -17,11 +16,7 @@ from tests import tiny
 
 @pytest.fixture
 def project(tmp_path: Path) -> str:
-    """A project as a cluster mounts it: one YAML file, named as the project."""
-    file = tmp_path / "projects" / "tiny.yaml"
-    file.parent.mkdir()
-    file.write_bytes(bundle.project_json(tiny.project()))
-    return str(file)
+    return str(tiny.project_file(tmp_path))
 
 
 def holder(settings: Settings) -> str | None:

@@ -31,10 +31,7 @@ Open = Callable[..., object]
 
 @pytest.fixture
 def project(tmp_path: Path) -> str:
-    file = tmp_path / "projects" / "tiny.yaml"
-    file.parent.mkdir()
-    file.write_bytes(bundle.project_json(tiny.project()))
-    return str(file)
+    return str(tiny.project_file(tmp_path))
 
 
 @pytest.fixture

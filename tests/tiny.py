@@ -84,3 +84,11 @@ def lineage(params: dict[str, object], seed: int = 0) -> Lineage:
 def bundle(folder: Path, name: str = "tiny", seed: int = 0, shift: float = 0.0) -> str:
     """Write a small real bundle to ``folder`` and give its digest."""
     return bundles.close(folder, bundle_files(name, seed, shift))
+
+
+def project_file(folder: Path) -> Path:
+    """The project as a cluster mounts it: one YAML file, named as the project."""
+    file = folder / "projects" / "tiny.yaml"
+    file.parent.mkdir()
+    file.write_bytes(bundles.project_json(project()))
+    return file
