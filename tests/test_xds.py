@@ -452,7 +452,7 @@ def test_the_operator_is_unwell_when_its_discovery_service_ended(engine):
     def asked() -> int:
         return httpx.get(f"http://127.0.0.1:{health_port}/healthz", trust_env=False).status_code
 
-    with health.told(health_port):
+    with health.told("127.0.0.1", health_port):
         with xds.Server(engine, "127.0.0.1", port) as server:
             health.depends_on(server.is_alive)
             assert asked() == 200

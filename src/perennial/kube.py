@@ -8,7 +8,7 @@ import httpx2
 from lightkube import Client, KubeConfig
 from lightkube.core.exceptions import ApiError, ConfigError
 from lightkube.core.resource import NamespacedResource
-from lightkube.generic_resource import create_namespaced_resource
+from lightkube.generic_resource import GenericNamespacedResource, create_namespaced_resource
 
 from perennial.errors import BadInput, PerennialError, Unavailable
 
@@ -82,6 +82,12 @@ def find(client: Client, kind: type[Kind], name: str, namespace: str | None = No
             return client.get(kind, name, namespace=namespace)
     except Missing:
         return None
+
+
+def names(client: Client, kind: type[GenericNamespacedResource]) -> set[str]:
+    """What all objects of a kind are called. Raises a PerennialError."""
+    with asking(f"listing every {kind.__name__}"):
+        return {str(found["metadata"]["name"]) for found in client.list(kind)}
 
 
 def delete(client: Client, kind: type[Kind], name: str, namespace: str | None = None) -> None:

@@ -28,6 +28,7 @@ from perennial.project import Rollout
 from perennial.records import Phase, RolloutState
 from perennial.rollout import manifest
 from perennial.rollout.knative import KnativeRevision
+from perennial.rollout.places import KNATIVE
 from perennial.store import rollouts, versions
 from perennial.store.engine import make_engine
 
@@ -62,9 +63,9 @@ def digest(version: int, fault: str = GOOD) -> str:
     return f"sha256:{version:063x}{fault}"
 
 
-def template(folder: Path, namespace: str) -> None:
+def template(folder: Path, namespace: str, mode: str) -> None:
     """The small server as a project's InferenceService file."""
-    made = inference_service(rollout(1), "retail", namespace, "Knative", IMAGE, "")
+    made = inference_service(rollout(1), "retail", namespace, mode, IMAGE, "")
     for container in made["spec"]["predictor"]["containers"]:
         container["command"][2] = TOLD + container["command"][2]
     file = folder / "kserve" / "retail" / manifest.FILE
@@ -73,7 +74,10 @@ def template(folder: Path, namespace: str) -> None:
 
 
 class Loop:
-    """The store, the operator and clients of one project."""
+    """The store, the operator and clients of one project, in Knative mode."""
+
+    mode = KNATIVE
+    options: tuple[str, ...] = ()
 
     def __init__(self, client: Client, namespace: str, folder: Path) -> None:
         self.client = client
@@ -85,7 +89,7 @@ class Loop:
         self.processes: list[subprocess.Popen[bytes]] = []
         self._labels: dict[str, str] = {}
         self.image = IMAGE
-        template(folder, namespace)
+        template(folder, namespace, self.mode)
 
     def start(self, kubeconfig: Path | None = None) -> subprocess.Popen[bytes]:
         env = {
@@ -93,6 +97,7 @@ class Loop:
             "KUBECONFIG": str(kubeconfig or os.environ["KUBECONFIG"]),
             "PERENNIAL_NAMESPACE": self.namespace,
             "PERENNIAL_STATE_URL": self.url,
+            "PERENNIAL_DEPLOYMENT_MODE": self.mode,
             "PERENNIAL_ROOT": str(self._folder),
             "PERENNIAL_HOME": str(self._folder),
             "PERENNIAL_SERVING_IMAGE": self.image,
@@ -101,7 +106,7 @@ class Loop:
         }
         # No registry knows these versions, so MLflow would be told again and again.
         command = [sys.executable, "-m", "perennial.rollout.operator", "--health-port=0"]
-        command += ["--no-registry"]
+        command += ["--no-registry", *self.options]
         log = (self._folder / "operator.log").open("ab")
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=ROOT)
         log.close()
@@ -152,6 +157,12 @@ class Loop:
         until(is_over, patience_s, self.log)
         return self.state(wished)
 
+    def numbers(self) -> Iterator[int]:
+        """Versions that nobody used before."""
+        while True:
+            used = [r.version for r in rollouts.history(self.engine, "retail")]
+            yield max(used, default=0) + 1
+
     def serving(self) -> str:
         state = rollouts.serving(self.engine, "retail")
         return f"v{state.version}" if state else ""
@@ -168,11 +179,16 @@ class Loop:
         return dict(kube.find(self.client, kube.InferenceService, "retail") or {})
 
     def given(self) -> dict[str, dict[str, int]]:
-        """Percent of each version, as Knative's Route has it and as KServe tells it."""
+        """Percent of each version: what was asked for, what the Route has, what KServe tells."""
+        live = self.live()
         route = kube.find(self.client, KnativeRoute, "retail-predictor") or {}
-        said = (self.live().get("status") or {}).get("components", {}).get("predictor", {})
+        said = (live.get("status") or {}).get("components", {}).get("predictor", {})
         places = {"route": route.get("status", {}), "status": said}
-        return {place: self._shares(told.get("traffic", ())) for place, told in places.items()}
+        found = {place: self._shares(told.get("traffic", ())) for place, told in places.items()}
+        if live:
+            asked = manifest.percent(live)
+            found["spec"] = {manifest.revision(live): 100 if asked is None else asked}
+        return found
 
     def _shares(self, traffic: Iterable[dict[str, Any]]) -> dict[str, int]:
         found: Counter[str] = Counter()
@@ -201,9 +217,13 @@ class Loop:
 
     def ask(self, count: int = 1) -> list[str]:
         """Who answered."""
-        headers = {"host": f"retail-predictor.{self.namespace}.{DOMAIN}"}
-        with httpx.Client(base_url=INGRESS, headers=headers, timeout=20, trust_env=False) as http:
+        with self.door() as http:
             return [_told(http.post(INFER, json={})) for _ in range(count)]
+
+    def door(self) -> httpx.Client:
+        """Where clients of the model knock."""
+        headers = {"host": f"retail-predictor.{self.namespace}.{DOMAIN}"}
+        return httpx.Client(base_url=INGRESS, headers=headers, timeout=20, trust_env=False)
 
     @contextmanager
     def clients(self, pause_s: float = 0.01) -> Iterator[Counter[str]]:

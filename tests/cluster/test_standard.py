@@ -1,7 +1,6 @@
 """Standard mode on a real cluster: two pods of the edge before the Services that KServe makes."""
 
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,14 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import fronts
 import grpc
 import httpx
 import pytest
-import yaml
 from adapters import ERRORS, FINE, TrafficContract, rollout
+from fronts import EDGES
 from lightkube import Client
 from lightkube.resources.apps_v1 import Deployment
-from lightkube.resources.core_v1 import Pod, Service
+from lightkube.resources.core_v1 import Pod
 from small import inference_service
 
 from perennial import kube
@@ -33,28 +33,10 @@ from perennial.rollout.evidence import EnvoyEvidence
 from perennial.store import rollouts
 from perennial.store.engine import make_engine
 
-ROOT = Path(__file__).resolve().parents[2]
-EDGE = ROOT / "kustomize" / "edge" / "edge.yaml"
 IMAGE = os.environ.get("PERENNIAL_TEST_IMAGE", "dev.local/perennial:0.1.0-python3.11")
 INFER = "/v2/models/retail/infer"
-EDGES = 2
 
 pytestmark = pytest.mark.cluster
-
-
-def host_address(kubectl: Any) -> str:
-    """Where pods reach this machine: the way by which this machine reaches the cluster."""
-    server = kubectl.run(
-        "config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"
-    )
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((httpx.URL(server.stdout).host, 9))
-        return str(probe.getsockname()[0])
-
-
-def free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as held:
-        return int(held.getsockname()[1])
 
 
 class StandardBench:
@@ -68,8 +50,8 @@ class StandardBench:
         self._kubectl = kubectl
         self._faults: dict[int, str] = {}
         self.engine = make_engine(f"sqlite:///{folder}/state.db")
-        self.host = host_address(kubectl)
-        self.port = free_port(self.host)
+        self.host = fronts.host_address(kubectl)
+        self.port = fronts.free_port(self.host)
         self.edges = standard.EdgePods(client, "retail")
         self._open()
 
@@ -99,19 +81,11 @@ class StandardBench:
         return rollout(version)
 
     def install(self) -> None:
-        """The edge as it is shipped, for this project."""
-        text = EDGE.read_text().replace("PROJECT", "retail")
-        text = text.replace("operator:8081", f"{self.host}:{self.port}")
-        found = [d for d in yaml.safe_load_all(text) if d["kind"] != "PodDisruptionBudget"]
-        deployment = next(d for d in found if d["kind"] == "Deployment")
-        deployment["spec"]["replicas"] = EDGES
-        deployment["spec"]["template"]["spec"]["containers"][0]["image"] = IMAGE
-        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "edge"}}
-        self._kubectl.apply([account, *found], "-n", self.namespace)
+        fronts.install(self._kubectl, self.namespace, self.host, self.port)
 
     @property
     def address(self) -> str:
-        return str(self.client.get(Service, "edge").spec.clusterIP)
+        return fronts.address(self.client)
 
     def ask(self, count: int) -> list[tuple[int, str]]:
         said = []

@@ -18,11 +18,11 @@ from sqlalchemy.exc import DBAPIError
 
 from perennial import kube
 from perennial.errors import BadInput, PerennialError, Unavailable
-from perennial.rollout import places, xds
+from perennial.rollout import edge, places, xds
 from perennial.rollout.board import Board
 from perennial.rollout.champion import Champion
 from perennial.rollout.reconcile import Reconciler
-from perennial.rollout.watch import Watcher
+from perennial.rollout.watch import Census, Watcher
 from perennial.settings import Settings
 from perennial.store import migrate
 from perennial.store.engine import make_engine
@@ -67,7 +67,7 @@ class Health:
         return not late and all(is_alive() for is_alive in self._parts)
 
     @contextmanager
-    def told(self, port: int) -> Iterator[None]:
+    def told(self, host: str, port: int) -> Iterator[None]:
         """Answer ``GET /healthz`` for as long as it is entered."""
         health = self
 
@@ -80,22 +80,23 @@ class Health:
             def log_message(self, *_: object) -> None:
                 """Probes are no news."""
 
-        with _listening(port, Handler) as server:
+        with _listening(host, port, Handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield
             server.shutdown()
 
 
-def _listening(port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+def _listening(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
     try:
-        return ThreadingHTTPServer(("", port), handler)
+        return ThreadingHTTPServer((host, port), handler)
     except OSError as exc:
-        raise Unavailable(f"port {port} cannot be listened on; give another one") from exc
+        raise Unavailable(f"{host}:{port} cannot be listened on; give another port") from exc
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until SIGTERM."""
     parser = argparse.ArgumentParser(prog="perennial.rollout.operator")
+    parser.add_argument("--host", default=edge.LOOPBACK, help="Where xDS and health are answered.")
     parser.add_argument("--xds-port", type=int, default=XDS_PORT)
     parser.add_argument("--health-port", type=int, default=HEALTH_PORT)
     parser.add_argument(
@@ -122,22 +123,22 @@ def _told_to_stop() -> threading.Event:
 def _run(settings: Settings, given: argparse.Namespace) -> int:
     if not settings.state_url:
         raise BadInput("PERENNIAL_STATE_URL is missing: the operator needs the store of the loop")
-    stop, health = _told_to_stop(), Health()
+    stop, health, clock = _told_to_stop(), Health(), SystemClock()
     with ExitStack() as opened:
-        opened.enter_context(health.told(given.health_port))
+        opened.enter_context(health.told(given.host, given.health_port))
         client = opened.enter_context(kube.connect(settings.namespace))
         migrate.await_tables(settings.state_url, pause=lambda s: stop.wait(s) and sys.exit())
         engine = make_engine(settings.state_url)
         opened.callback(engine.dispose)
         if settings.deployment_mode == places.STANDARD:
-            server = opened.enter_context(xds.Server(engine, "0.0.0.0", given.xds_port))
+            server = opened.enter_context(xds.Server(engine, given.host, given.xds_port))
             health.depends_on(server.is_alive)
-        watcher = Watcher(str(client.namespace))
+        census = Census(partial(kube.names, client, kube.InferenceService), clock.monotonic)
+        watcher = Watcher(str(client.namespace), census)
         watcher.start()
         opened.callback(watcher.stop)
         leader = Leader(engine, LEASE, _holder(), LEASE_S, time.time)
         opened.callback(leader.resign)
-        clock = SystemClock()
         champion = Champion(engine, leader, clock)
         opened.callback(champion.stop)
         reconciler = Reconciler(

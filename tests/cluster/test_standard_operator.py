@@ -1,0 +1,79 @@
+"""The operator in Standard mode, killed at any point: edges hear of weights from the next one."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fronts
+import httpx
+import kills
+import pytest
+from lightkube import Client
+from operators import ERRORS, GOOD, Loop, until
+
+from perennial import kube
+from perennial.rollout import edge
+from perennial.rollout.places import STANDARD
+from perennial.rollout.standard import EdgePods
+from perennial.store import edges
+
+pytestmark = pytest.mark.cluster
+
+
+class StandardLoop(Loop):
+    """The same in Standard mode, with two Envoys before the Services of KServe."""
+
+    mode = STANDARD
+
+    def __init__(self, client: Client, namespace: str, folder: Path, host: str) -> None:
+        super().__init__(client, namespace, folder)
+        self.host, self.port = host, fronts.free_port(host)
+        self.options = (f"--host={host}", f"--xds-port={self.port}")
+
+    def door(self) -> httpx.Client:
+        # A new connection may go to another pod of the edge.
+        return httpx.Client(
+            base_url=f"http://{fronts.address(self.client)}", timeout=20, trust_env=False
+        )
+
+    def given(self) -> dict[str, dict[str, int]]:
+        """Percent of each version, as every Envoy is told."""
+        told = edges.read(self.engine, "retail", edge.RDS)
+        return {"routes": _shares(json.loads(told)) if told else {}}
+
+
+def _shares(told: dict[str, Any]) -> dict[str, int]:
+    (host,) = told["resources"][0]["virtual_hosts"]
+    arms = [r["route"]["weighted_clusters"]["clusters"] for r in host["routes"] if _splits(r)]
+    return {arm["name"].removeprefix("retail-"): arm["weight"] for arm in arms[0]} if arms else {}
+
+
+def _splits(route: dict[str, Any]) -> bool:
+    return "path" in route["match"] and "weighted_clusters" in route.get("route", {})
+
+
+@pytest.fixture(scope="module")
+def loop(
+    kubectl: Any, crd: None, spaces: Callable[[str], str], tmp_path_factory: Any
+) -> Iterator[StandardLoop]:
+    namespace = spaces("standard-operator")
+    host = fronts.host_address(kubectl)
+    with kube.connect(namespace) as client:
+        made = StandardLoop(client, namespace, tmp_path_factory.mktemp("operator"), host)
+        fronts.install(kubectl, namespace, host, made.port)
+        yield made
+        made.close()
+
+
+@pytest.mark.parametrize("fault", [GOOD, ERRORS], ids=["a good version", "a bad version"])
+def test_killed_at_any_point_it_ends_right_and_never_above_the_step(loop, fault):
+    numbers = loop.numbers()
+    first = loop.start()
+    until(lambda: len(EdgePods(loop.client, "retail")()) == fronts.EDGES, 120, loop.log)
+    first.terminate()
+    first.wait(20)
+
+    kills.disturb(loop, numbers, fault)
+
+    assert set(loop.ask(20)) == {loop.serving()}
