@@ -119,7 +119,7 @@ DEV = """
 OWN = """
     retraining > kfp:8888
     kfp-driver kfp-run > kfp:8887 kfp:8888 kube-api:443
-    prometheus > serving:8080
+    prometheus > serving:8080 edge:8082
     operator retraining pipeline-run kfp-run migrate > database:5432 other-postgres:5432
     retraining pipeline-run kfp-run serving > world:443 kube-api:443
 """

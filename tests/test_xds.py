@@ -240,8 +240,9 @@ def test_the_statistics_can_be_read_and_nothing_else(two):
     url = cluster.urls["one"]
 
     assert httpx.get(f"{url}/stats").status_code == 200
+    assert "\nenvoy_cluster_upstream_rq_total{" in httpx.get(f"{url}/stats/prometheus").text
     assert httpx.post(f"{url}/stats").status_code == 404
-    for path in ("/quitquitquit", "/config_dump", "/stats/../quitquitquit", "/stats/prometheus"):
+    for path in ("/quitquitquit", "/config_dump", "/stats/../quitquitquit", "/stats/recentlookups"):
         assert httpx.post(f"{url}{path}").status_code == 404
         assert httpx.get(f"{url}{path}").status_code == 404
 

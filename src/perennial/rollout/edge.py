@@ -144,7 +144,7 @@ def _stats_listener(port: int) -> Config:
     get = [{"name": ":method", "string_match": {"exact": "GET"}}]
     reads = [
         {"match": {"path": path, "headers": get}, "route": {"cluster": ADMIN}}
-        for path in ("/stats", "/ready")
+        for path in ("/stats", "/stats/prometheus", "/ready")
     ]
     host = {"name": "stats", "domains": ["*"], "routes": [*reads, {**_prefix("/"), **_answer(404)}]}
     manager = {
