@@ -16,7 +16,6 @@ import pytest
 import tiny
 import tritonclient.grpc as calls
 import tritonclient.http as rest
-import yaml
 from adapters import rollout
 from tenant import DOMAIN, INGRESS
 
@@ -186,7 +185,6 @@ def test_tritonclient_is_answered_over_rest(served):
 
 
 def test_tritonclient_is_answered_over_grpc(served):
-    skip_without_calls()
     options = [("grpc.default_authority", served.host)]
     client = calls.InferenceServerClient(INGRESS.removeprefix("http://"), channel_args=options)
 
@@ -194,12 +192,6 @@ def test_tritonclient_is_answered_over_grpc(served):
     answer = client.infer("tiny", inputs(calls, served))
 
     np.testing.assert_allclose(answer.as_numpy("probability"), served.scores, rtol=1e-6)
-
-
-def skip_without_calls() -> None:
-    shipped = manifest.load(ROOT, "tiny")
-    if "h2c" not in yaml.safe_dump(shipped):
-        pytest.skip("the shipped InferenceService names no port h2c: no gRPC by this ingress")
 
 
 def test_the_kserve_client_is_answered(served):
