@@ -40,6 +40,10 @@ class Bench(Protocol):
         """Status of each answer and the revision that gave it."""
         ...
 
+    def servers(self, name: str) -> int:
+        """How many processes answer, and count, for a revision."""
+        ...
+
     def kill(self, name: str) -> None:
         """End the servers of a revision without a word to anybody."""
         ...
@@ -247,6 +251,8 @@ class TrafficContract:
     def test_evidence_tells_who_answered_what_since_the_step_began(self, bench, stable):
         bad = self.bring_up(bench, ERRORS)
         self.split(bench, {stable: 50, bad: 50})
+        # An older copy of stable that goes while we count would be missing numbers.
+        self.until(bench, lambda: bench.servers(stable) == 1)
         bench.ask(20)
         before = self.look(bench, f"{bad}.0", bad, stable)
         asked = Counter(name for _, name in bench.ask(60))

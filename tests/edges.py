@@ -256,6 +256,9 @@ class EdgeBench:
             said = [client.post(INFER, json={}) for _ in range(count)]
         return [(a.status_code, a.headers.get("x-revision", "nobody")) for a in said]
 
+    def servers(self, name: str) -> int:
+        return int(name in self.revisions.running)
+
     def kill(self, name: str) -> None:
         # Threads of connections that are open outlive their server.
         self.revisions.running[name].rest.drops = True

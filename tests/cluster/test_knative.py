@@ -69,6 +69,9 @@ class KnativeBench:
             said = [http.post(INFER, json={}) for _ in range(count)]
         return [(a.status_code, _revision(a)) for a in said]
 
+    def servers(self, name: str) -> int:
+        return len(self.knative.pages(name))
+
     def kill(self, name: str) -> None:
         for pod in pods.of(self.client, "retail", name):
             place = ["-n", self.namespace, "--force", "--grace-period=0"]

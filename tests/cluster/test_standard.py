@@ -95,6 +95,9 @@ class StandardBench:
                 said += [http.post(INFER, json={}) for _ in range(min(10, count - len(said)))]
         return [(a.status_code, a.headers.get("x-revision", a.text)) for a in said]
 
+    def servers(self, name: str) -> int:
+        return len(self.revisions.pages(name))
+
     def kill(self, name: str) -> None:
         for pod in pods.of(self.client, "retail", name):
             self._kubectl.run(
