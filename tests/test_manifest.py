@@ -127,9 +127,10 @@ def test_copies_that_other_settings_asked_for_are_no_edit_and_somebodys_are(made
     assert manifest.differences(wanted, live) == ["spec.predictor.minReplicas is 5, applied was 3"]
 
 
-def test_an_annotation_that_somebody_spoiled_breaks_nothing(made):
+@pytest.mark.parametrize("spoiled", ["many", "\u00b2-3"])
+def test_an_annotation_that_somebody_spoiled_breaks_nothing(made, spoiled):
     live = manifest.scaled(made, Scale())
-    live["metadata"]["annotations"][manifest.REPLICAS] = "many"
+    live["metadata"]["annotations"][manifest.REPLICAS] = spoiled
 
     assert manifest.differences(made, live) == []
 

@@ -86,6 +86,10 @@ def test_pods_are_summed_and_a_new_one_counts_from_its_first_look(pods, evidence
         pytest.param({"a/1": page(ok=3)}, id="began anew"),
         pytest.param({"a/0": page(ok=3)}, id="counts backwards"),
         pytest.param({"a/0": "# no page of ours"}, id="tells nothing"),
+        pytest.param(
+            {"a/0": page(ok=12).replace('le="0.001"', 'le="0.0015"')}, id="tells of other bounds"
+        ),
+        pytest.param({"a/0": page(ok=12).replace("cause=", "why=")}, id="tells no cause"),
     ],
 )
 def test_a_pod_that_vanished_or_began_anew_is_missing_data(pods, evidence, after):

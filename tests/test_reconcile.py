@@ -723,5 +723,26 @@ def test_a_project_that_cannot_be_moved_does_not_keep_the_others_waiting(world):
     assert rollouts.serving(world.engine, "tiny") is None
 
 
+def test_a_fault_of_ours_in_one_project_stops_no_other_and_is_got_over(world, caplog):
+    names = world.place("tiny").revisions.names
+    world.place("tiny").revisions.names = faulty  # type: ignore[method-assign]
+    world.wish(1)
+    world.wish(1, "other")
+
+    world.turn(4)
+
+    assert rollouts.serving(world.engine, "other")
+    assert [r.getMessage()[:40] for r in caplog.records if r.exc_info] == [
+        "project=tiny is put aside for 10 s: a fa"
+    ]
+    world.place("tiny").revisions.names = names  # type: ignore[method-assign]
+    world.turn(12)
+    assert rollouts.serving(world.engine, "tiny")
+
+
+def faulty(*_: object) -> tuple[str, ...]:
+    raise KeyError("nobody thought of it")
+
+
 def away(*_: object) -> tuple[str, ...]:
     raise Unavailable("no answer")

@@ -182,7 +182,7 @@ def main() -> int:
 
 def _number(text: str) -> int:
     digits = text.removeprefix("v")
-    if not digits.isdigit():
+    if not digits.isdecimal():
         raise BadInput(f"version is {text!r}, wanted one such as v2")
     return int(digits)
 

@@ -136,7 +136,7 @@ def model(settings: Settings, text: str, name: str, *, verbose: bool, as_json: b
     """One version: its pins and its gates."""
     view = View(settings, text)
     number = name.removeprefix("v")
-    if not number.isdigit():
+    if not number.isdecimal():
         raise BadInput(f"model is {name!r}, wanted a version such as v2")
     version = versions.by_number(view.engine, view.name, int(number))
     if version is None:

@@ -152,7 +152,7 @@ def revision(document: Document) -> str:
 def rollout(document: Document) -> int:
     """The rollout that a document was made for, 0 when a stranger's."""
     number = str(document["spec"]["predictor"].get("labels", {}).get(ROLLOUT, ""))
-    return int(number) if number.isdigit() else 0
+    return int(number) if number.isdecimal() else 0
 
 
 def differences(wanted: Document, live: Document) -> list[str]:
@@ -165,7 +165,7 @@ def differences(wanted: Document, live: Document) -> list[str]:
 def _as_applied(wanted: Document, live: Document) -> Document:
     """What is wanted, in as many copies as it was applied with."""
     told = str((live["metadata"].get("annotations") or {}).get(REPLICAS, ""))
-    least, most = (int(n) if n.isdigit() else None for n in (told.partition("-")[::2]))
+    least, most = (int(n) if n.isdecimal() else None for n in (told.partition("-")[::2]))
     return _counted(wanted, Scale(least, most))
 
 

@@ -33,7 +33,7 @@ class PodEvidence(EnvoyEvidence):
             if not pages and not self._shares().get(revision):
                 return {_NOBODY: NOTHING}
             found = {key: self._told(url) for key, url in pages.items()}
-        except (httpx.HTTPError, Unavailable, ValueError):
+        except (httpx.HTTPError, Unavailable, ValueError, KeyError):
             return None
         counted = {key: counters for key, counters in found.items() if counters}
         return counted if counted and len(counted) == len(found) else None

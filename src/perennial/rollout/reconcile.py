@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from perennial.errors import BadInput, PerennialError
 from perennial.ledger import Entry, Ledger
@@ -98,6 +99,7 @@ class Reconciler:
         self._asked: dict[str, Document] = {}
         self._unseen: set[str] = set()  # since this process leads
         self._said: dict[str, str] = {}
+        self._faulty: dict[str, float] = {}  # until when, by the monotonic clock
         self._last = ""  # who had a step last
         self._term: int | None = None
 
@@ -154,6 +156,15 @@ class Reconciler:
             desk.is_told = True
         except PerennialError as exc:
             self._say(project, exc)
+        except DBAPIError:
+            raise
+        except Exception:
+            self._put_aside(project)
+
+    def _put_aside(self, project: str) -> None:
+        """A fault of ours in one project stops no other one; it is tried again, more rarely."""
+        log.exception("project=%s is put aside for %g s: a fault of the operator", project, REST_S)
+        self._faulty[project] = self._clock.monotonic() + REST_S
 
     def _move(self, project: str, desk: Desk) -> None:
         """One step; what is refused is shown as what is waited for, and asked again more rarely."""
@@ -171,8 +182,10 @@ class Reconciler:
         self._said[project] = str(exc)
 
     def _rests(self, project: str) -> bool:
-        desk = self._desks.get(project)
-        return bool(desk and desk.is_told and self._clock.monotonic() < desk.rests_until)
+        now, desk = self._clock.monotonic(), self._desks.get(project)
+        if now < self._faulty.get(project, -math.inf):
+            return True
+        return bool(desk and desk.is_told and now < desk.rests_until)
 
     def _desk(self, project: str) -> Desk:
         if project not in self._desks:
