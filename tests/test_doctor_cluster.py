@@ -104,6 +104,11 @@ def api(monkeypatch) -> Api:
     return made
 
 
+@pytest.fixture
+def in_pod(monkeypatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+
+
 def missing(settings) -> dict[str, doctor.Check]:
     return {check.name: check for check in cluster.checks(settings) if not check.ok}
 
@@ -176,7 +181,9 @@ def test_what_this_identity_may_not_do_is_named(api, settings):
         ("retraining", "kfp", "runs", "retry runs, terminate runs"),
     ],
 )
-def test_a_pod_is_told_what_its_own_account_lacks(api, settings, user, launcher, lacks, names):
+def test_a_pod_is_told_what_its_own_account_lacks(
+    api, settings, in_pod, user, launcher, lacks, names
+):
     api.user, api.refused = f"system:serviceaccount:n:{user}", {lacks}
 
     found = missing(settings.model_copy(update={"launcher": launcher}))
@@ -185,7 +192,15 @@ def test_a_pod_is_told_what_its_own_account_lacks(api, settings, user, launcher,
     assert names in found["permission"].seen
 
 
-def test_in_standard_mode_an_operator_needs_no_right_of_knative(api, settings):
+def test_an_account_that_is_used_outside_of_a_pod_is_asked_for_all_that_a_person_needs(
+    api, settings
+):
+    api.user, api.refused = "system:serviceaccount:n:nobody", {"deployments"}
+
+    assert "create deployments" in missing(settings)["permission"].seen
+
+
+def test_in_standard_mode_an_operator_needs_no_right_of_knative(api, settings, in_pod):
     api.user, api.refused = "system:serviceaccount:n:operator", {"revisions"}
     standard = settings.model_copy(update={"deployment_mode": "Standard"})
 
@@ -292,9 +307,8 @@ def test_without_a_cluster_that_answers_the_exit_code_is_2(settings, tmp_path, c
 
 @pytest.mark.parametrize(("launcher", "lacks"), [("kfp", set()), ("job", {"API server"})])
 def test_a_pod_without_a_token_lacks_it_only_where_its_runs_are_jobs(
-    settings, tmp_path, monkeypatch, launcher, lacks
+    settings, tmp_path, monkeypatch, in_pod, launcher, lacks
 ):
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
 
     found = missing(settings.model_copy(update={"launcher": launcher}))

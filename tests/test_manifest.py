@@ -127,7 +127,7 @@ def test_copies_that_other_settings_asked_for_are_no_edit_and_somebodys_are(made
     assert manifest.differences(wanted, live) == ["spec.predictor.minReplicas is 5, applied was 3"]
 
 
-@pytest.mark.parametrize("spoiled", ["many", "\u00b2-3"])
+@pytest.mark.parametrize("spoiled", ["many", "\u00b2-\u00b3"])
 def test_an_annotation_that_somebody_spoiled_breaks_nothing(made, spoiled):
     live = manifest.scaled(made, Scale())
     live["metadata"]["annotations"][manifest.REPLICAS] = spoiled

@@ -20,6 +20,8 @@ from perennial.retrain import job, service
 IMAGE = os.environ.get("PERENNIAL_TEST_IMAGE", "dev.local/perennial:0.1.0-python3.11")
 INGRESS = "http://broker-ingress.knative-eventing.svc.cluster.local"
 
+# Nobody listens there: every event is tried again, and again.
+NOBODY = "http://127.0.0.1:9/"
 # The Broker answers when its subscribers did or were given up, so many are sent at a time.
 # One that was ready just now may not know its own name for a moment yet.
 SEND = """
@@ -64,9 +66,14 @@ def made(kind: str, space: str, name: str, version: str, **body: Any) -> dict[st
     return {"apiVersion": version, "kind": kind, "metadata": meta, **body}
 
 
-def broker(kubectl: Any, space: str, port: int) -> None:
-    """A Broker of a tenant's own, whose events go to a port of this machine."""
-    to = {"uri": f"http://{host()}:{port}/"}
+def here(port: int) -> str:
+    """A port of this machine, as pods know it."""
+    return f"http://{host()}:{port}/"
+
+
+def broker(kubectl: Any, space: str, uri: str) -> None:
+    """A Broker of a tenant's own, whose events go to ``uri``."""
+    to = {"uri": uri}
     delivery = {"retry": 3, "backoffPolicy": "exponential", "backoffDelay": "PT0.2S"}
     spec = {"broker": "default", "subscriber": to, "delivery": delivery}
     version = "eventing.knative.dev/v1"

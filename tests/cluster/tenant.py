@@ -18,7 +18,7 @@ DOMAIN = os.environ.get("PERENNIAL_TEST_DOMAIN", "example.com")
 
 # A version like the one that serves, but not the same: its lineage names another seed.
 PLANT = """
-import time
+import sys, time
 from dataclasses import replace
 from pathlib import Path
 from perennial import bundle
@@ -36,7 +36,11 @@ lineage = bundle.parts(here).lineage
 kept["lineage.json"] = bundle.lineage_json(replace(lineage, seed=lineage.seed + 1))
 folder = Path(f"/home/perennial/planted-{time.time_ns()}")
 digest = bundle.close(folder, kept)
-Folder(state.artifacts("bundles")).keep(folder, bundle.name_of(digest))
+store = Folder(state.artifacts("bundles"))
+store.keep(folder, bundle.name_of(digest))
+if "spoiled" in sys.argv:
+    name = next(f for f in store.names(bundle.name_of(digest)) if f.endswith("model.json"))
+    store.write(name, store.read(name) + b" ")
 made = versions.next_version(engine, "retail", digest, "planted", lineage.as_of)
 uri = f"{state.artifacts('bundles')}/{bundle.name_of(digest)}"
 rollouts.wish(engine, project="retail", version=made.number, digest=digest, bundle_uri=uri,
@@ -82,9 +86,12 @@ class Tenant:
         found = json.loads(told.splitlines()[0])
         return [e for e in found if kind in ("", e["kind"])]
 
-    def plant(self) -> str:
-        """Wish for a new version as good as the one that serves; gives its label."""
-        return self.exec("retraining", "python", "-c", PLANT).split()[-1]
+    def plant(self, how: str = "whole") -> str:
+        """Wish for a new version as good as the one that serves; gives its label.
+
+        Of one that is ``spoiled`` the store holds other bytes than were kept there.
+        """
+        return self.exec("retraining", "python", "-c", PLANT, how).split()[-1]
 
     @property
     def surroundings(self) -> dict[str, str]:

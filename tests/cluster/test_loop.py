@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import brokers
 import httpx
 import pytest
+import retraining
 from conftest import Kubectl
 from tenant import ROOT, Tenant, install, shares, until
 
@@ -28,6 +30,8 @@ TRAINED = "2011-06-06"
 # By then newcomers have been asked about for so long that their labels are known.
 DECIDED = "2011-09-27"
 LATER = "2011-10-03"
+# Events of a neighbour: more than its Broker can try in the minutes of a run and a rollout.
+FLOOD = 5000
 BAD = """
 import json, sys
 from pathlib import Path
@@ -245,6 +249,38 @@ def test_a_rollback_by_hand_brings_the_version_before_back(retail: Tenant, promo
     assert "v1" in told
     assert newest.keys() == {"v1"}
     assert clients.failed == []
+
+
+def test_other_bytes_in_the_store_leave_what_serves_and_the_resource_says_so(
+    retail: Tenant, promoted: list[dict]
+):
+    with Clients(retail) as clients:
+        name = f"retail-{retail.plant('spoiled')}"
+        until(retail, "it is rolled back", lambda: retail.phase(name) == "RolledBack")
+
+    assert len(shares(clients.since(0))) == 1
+    assert clients.failed == []
+    reason = retail.rollouts()[name]["status"]["reason"]
+    assert "holds other bytes than were kept there" in reason
+
+
+def test_a_run_and_a_rollout_end_well_while_a_neighbour_floods_the_brokers(
+    retail: Tenant, promoted: list[dict], spaces
+):
+    second = spaces("flood")
+    brokers.broker(retail.kubectl, second, brokers.NOBODY)
+    brokers.send(retail.kubectl, second, retraining.event(7), FLOOD)
+
+    with Clients(retail) as clients:
+        told = retail.perennial("runs", "submit", PROJECT, "--as-of", DECIDED, "--trials", "2")
+        name = f"retail-{retail.plant()}"
+        until(retail, f"{name} is promoted", lambda: retail.phase(name) == "Promoted")
+        flood = retail.kubectl.get("-n", second, "pod", "sender")["status"]["phase"]
+
+    assert "succeeded" in told
+    assert clients.failed == []
+    assert flood == "Running", "the flood went on all that while, and ends with its namespace"
+    retail.kubectl.run("delete", "namespace", second, "--wait=false")
 
 
 def test_a_rollout_goes_on_whatever_becomes_of_the_retraining_service(

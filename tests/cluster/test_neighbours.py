@@ -2,13 +2,12 @@
 
 import pytest
 import retraining as loop
-from brokers import broker, ended, listening, send
+from brokers import NOBODY, broker, ended, here, listening, send
 from neighbours import neighbour, served
 
 pytestmark = pytest.mark.cluster
 
 EVENTS = 1500
-DISCARD = 9  # where nobody listens: every event is tried again, and again
 
 
 def test_an_event_is_decided_while_a_neighbour_floods_its_broker_and_holds_its_database(
@@ -20,8 +19,8 @@ def test_an_event_is_decided_while_a_neighbour_floods_its_broker_and_holds_its_d
         listening(ours.app) as port,
         neighbour(postgres.migrated("second")) as theirs,
     ):
-        broker(kubectl, first, port)
-        broker(kubectl, second, DISCARD)
+        broker(kubectl, first, here(port))
+        broker(kubectl, second, NOBODY)
         send(kubectl, second, loop.event(7), EVENTS)
         theirs.take_all()
         theirs.lock()
