@@ -172,7 +172,7 @@ def figures(folder: Path) -> list[Figure]:
         share = (_cpu_s(process.pid) - cpu_s) / STEADY_S
         peak = _peak_mib(process.pid)
     minute = steady / PROJECTS / (STEADY_S / 60)
-    what = f"operator, {PROJECTS} ModelRollouts"
+    what = f"operator, {PROJECTS} first ModelRollouts (stand-in API server, SQLite)"
     return [
         Figure(f"{what}: from wishes to all of them told", f"{settled_s:.1f} s, {calls:,} calls"),
         Figure(

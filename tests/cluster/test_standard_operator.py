@@ -30,6 +30,8 @@ class StandardLoop(Loop):
         super().__init__(client, namespace, folder)
         self.host, self.port = host, fronts.free_port(host)
         self.options = (f"--host={host}", f"--xds-port={self.port}")
+        self.edges = EdgePods(client, "retail")
+        self._shares: dict[str, dict[str, int]] = {}  # by the version of the routes
 
     def door(self) -> httpx.Client:
         # A new connection may go to another pod of the edge.
@@ -38,15 +40,29 @@ class StandardLoop(Loop):
         )
 
     def given(self) -> dict[str, dict[str, int]]:
-        """Percent of each version, as every Envoy is told."""
-        told = edges.read(self.engine, "retail", edge.RDS)
-        return {"routes": _shares(json.loads(told)) if told else {}}
+        """Percent of each version, as the edge is told and as every Envoy really splits."""
+        told = json.loads(edges.read(self.engine, "retail", edge.RDS) or "{}")
+        if not told:
+            return {}
+        self._shares[told["version_info"]] = _shares(told)
+        envoys = {name: self._shares.get(_routes_of(url), {}) for name, url in self.edges().items()}
+        return {"routes": _shares(told), **envoys}
 
 
 def _shares(told: dict[str, Any]) -> dict[str, int]:
     (host,) = told["resources"][0]["virtual_hosts"]
     arms = [r["route"]["weighted_clusters"]["clusters"] for r in host["routes"] if _splits(r)]
     return {arm["name"].removeprefix("retail-"): arm["weight"] for arm in arms[0]} if arms else {}
+
+
+def _routes_of(url: str) -> str:
+    """The version of the routes that an Envoy runs."""
+    wanted = {"filter": r"^http\.edge\.rds\.edge\.version_text$"}
+    try:
+        said = httpx.get(f"{url}/stats", params=wanted, timeout=5, trust_env=False).text
+    except httpx.HTTPError:
+        return ""
+    return said.partition(": ")[2].strip().strip('"')
 
 
 def _splits(route: dict[str, Any]) -> bool:
@@ -70,10 +86,12 @@ def loop(
 def test_killed_at_any_point_it_ends_right_and_never_above_the_step(loop, fault):
     numbers = loop.numbers()
     first = loop.start()
-    until(lambda: len(EdgePods(loop.client, "retail")()) == fronts.EDGES, 120, loop.log)
+    until(lambda: len(loop.edges()) == fronts.EDGES, 120, loop.log)
     first.terminate()
     first.wait(20)
 
     kills.disturb(loop, numbers, fault)
 
     assert set(loop.ask(20)) == {loop.serving()}
+    seen = {name for name, shares in loop.given().items() if shares == {loop.serving(): 100}}
+    assert seen == {"routes", *loop.edges()}
