@@ -85,10 +85,13 @@ def loop(
 @pytest.mark.parametrize("fault", [GOOD, ERRORS], ids=["a good version", "a bad version"])
 def test_killed_at_any_point_it_ends_right_and_never_above_the_step(loop, fault):
     numbers = loop.numbers()
-    first = loop.start()
-    until(lambda: len(loop.edges()) == fronts.EDGES, 120, loop.log)
-    first.terminate()
-    first.wait(20)
+    if not loop.serving():
+        first = loop.start()
+        loop.serve(next(numbers))
+        # An Envoy is ready when it has routes.
+        until(lambda: len(loop.edges()) == fronts.EDGES, 120, loop.log)
+        first.terminate()
+        first.wait(20)
 
     kills.disturb(loop, numbers, fault)
 
