@@ -145,9 +145,11 @@ class TrafficContract:
 
         sender = threading.Thread(target=send)
         sender.start()
-        yield said
-        over.set()
-        sender.join()
+        try:
+            yield said
+        finally:
+            over.set()
+            sender.join()
 
     def test_a_new_revision_gets_nothing_then_its_share_then_all(self, bench, stable):
         new = self.bring_up(bench)
