@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
+import httpx
 import pytest
 
 from perennial.errors import PerennialError, Unavailable
@@ -141,7 +142,10 @@ class TrafficContract:
 
         def send() -> None:
             while not over.is_set():
-                said.extend(bench.ask(5))
+                try:
+                    said.extend(bench.ask(5))
+                except httpx.HTTPError as exc:
+                    said.append((0, repr(exc)))
 
         sender = threading.Thread(target=send)
         sender.start()
