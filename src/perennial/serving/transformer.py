@@ -18,8 +18,9 @@ from perennial.drift.windows import Served
 from perennial.errors import BadInput
 from perennial.project import parse_moment
 from perennial.serving import options, wire
+from perennial.serving.outbox import Announcer, Outbox, Silence
 from perennial.serving.service import INVALID_OUTPUT, InvalidOutput, Question, probabilities
-from perennial.serving.watcher import Announcer, Outbox, Silence, Watcher
+from perennial.serving.watcher import Watcher
 from perennial.serving.wire import Answer, Ask, Refused
 
 EVENT_TIME = "event_time"
