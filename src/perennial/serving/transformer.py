@@ -139,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(argv: Sequence[str]) -> int:
     given, _ = _options().parse_known_args(argv)
-    parts = bundle.parts(options.bundle_folder(given.bundle), given.digest or None)
+    with options.bundle_folder(given.bundle) as folder:
+        parts = bundle.parts(folder, given.digest or None)
     key = signing.read_key(given.key) if given.key else None
     watcher = _watcher(parts, given, key)
 
