@@ -106,7 +106,7 @@ class Sink:
             def do_POST(self) -> None:
                 size = int(self.headers["content-length"])
                 outer.got.append((dict(self.headers.items()), self.rfile.read(size)))
-                self.send_response(202)
+                self.send_response(outer.answer())
                 self.end_headers()
 
             def log_message(self, *args: object) -> None:
@@ -115,6 +115,10 @@ class Sink:
         self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def answer(self) -> int:
+        """The status that a request is answered with."""
+        return 202
 
     def wait(self, count: int, seconds: float = 10.0) -> list[tuple[dict[str, str], bytes]]:
         until = time.monotonic() + seconds

@@ -161,7 +161,8 @@ def test_runs_servers_and_the_retraining_service_do_their_work_with_their_keys(
     assert bundle.near(state(tmp_path / "other run"), digest).is_dir(), "a later run's champion"
 
     bucket.who = SERVERS
-    assert bundle.verify(options.bundle_folder(uri)) == digest
+    with options.bundle_folder(uri) as folder:
+        assert bundle.verify(folder) == digest
     writer = segments.Writer.new(f"{TENANT}/retail/segments", "v1", ("a", "b", "c", "colour"))
     window = closed(digest)
     writer.write(window)

@@ -11,7 +11,7 @@ import retraining as loop
 from kfp_backend import FakeKfp, serving
 from launchers import eventually
 from lightkube.resources.batch_v1 import Job
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from perennial import cli, kube
 from perennial.errors import Unavailable
@@ -27,6 +27,7 @@ from perennial.settings import Settings
 from perennial.steps.context import lease_of_runs
 from perennial.store import lease
 from perennial.store.engine import make_engine
+from perennial.store.tables import leases
 
 ROOT = Path(__file__).resolve().parents[1]
 RETAIL = str(ROOT / "examples" / "retail")
@@ -265,6 +266,20 @@ def test_each_failure_of_a_resumed_run_is_looked_at_twice(cluster, state, fake, 
     second = [ends.settle(state, "retail", launcher.is_over, time.time()) for _ in range(2)]
 
     assert (first, second) == (False, [False, True])
+
+
+def test_looks_at_ends_of_runs_are_forgotten_after_a_week_and_nothing_else_is(engine):
+    week = 7 * 24 * HOUR
+    lease.acquire(engine, "run:churn", "run-1", HOUR, now=0.0)
+    ends.is_seen_again(engine, "old", now=0.0)
+    ends.is_seen_again(engine, "late", now=week)
+
+    again = ends.is_seen_again(engine, "late", now=week + HOUR)
+
+    with engine.connect() as connection:
+        kept = sorted(connection.execute(select(leases.c.name)).scalars())
+    assert kept == ["ended:late", "run:churn"]
+    assert again, "what is young still counts"
 
 
 def test_a_run_that_nobody_resumes_is_over_at_the_first_look(cluster, state, fake):

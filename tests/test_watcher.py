@@ -29,10 +29,13 @@ class Heard:
     def __init__(self) -> None:
         self.events: list[Event] = []
 
+    def start(self) -> None:
+        pass
+
     def put(self, event: Event) -> None:
         self.events.append(event)
 
-    def send_due(self) -> None:
+    def finish(self) -> None:
         pass
 
 
@@ -120,74 +123,6 @@ def test_many_rows_are_written_before_their_window_ends(watcher, contract, tmp_p
     (report,) = segments.reports(tmp_path / "segments", tiny.START)
     parts = list((tmp_path / "segments").glob("20200101T000000Z/*.parquet"))
     assert (report.rows, len(parts)) == (200, 2)
-
-
-class Post:
-    """A sink that answers with the given codes, one after the other, the last one for ever."""
-
-    def __init__(self, *codes: int) -> None:
-        self.codes = list(codes)
-        self.asked = 0
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.asked += 1
-        return httpx.Response(self.codes.pop(0) if len(self.codes) > 1 else self.codes[0])
-
-
-class Clock:
-    """The monotonic clock of the outbox, moved by hand."""
-
-    def __init__(self) -> None:
-        self.s = 0.0
-
-    def monotonic(self) -> float:
-        return self.s
-
-
-def outbox(post: Post, monkeypatch: pytest.MonkeyPatch) -> tuple[watchers.Outbox, Clock]:
-    clock = Clock()
-    monkeypatch.setattr(watchers, "time", clock)
-    box = watchers.Outbox("http://sink/", None, lambda: NOW)
-    box._client = httpx.Client(transport=httpx.MockTransport(post))
-    box.put(Event("1", "/p", events.DRIFT, "p", NOW, {}))
-    return box, clock
-
-
-def test_an_event_is_sent_once_when_the_sink_takes_it(monkeypatch):
-    post = Post(202)
-    box, clock = outbox(post, monkeypatch)
-
-    for clock.s in range(10):
-        box.send_due()
-
-    assert post.asked == 1
-
-
-def test_a_failing_sink_is_asked_ever_more_rarely_and_given_up_after_a_minute(monkeypatch, caplog):
-    post = Post(503)
-    box, clock = outbox(post, monkeypatch)
-
-    asked_at = []
-    for tenth in range(1200):
-        clock.s, before = tenth / 10, post.asked
-        box.send_due()
-        asked_at += [clock.s] * (post.asked - before)
-
-    pauses = np.diff(asked_at)
-    assert list(pauses) == sorted(pauses)
-    assert 5 <= len(asked_at) <= 12
-    assert asked_at[-1] <= 60
-    assert caplog.text.count("drift event lost") == 1
-
-
-def test_an_event_is_sent_again_after_a_failure(monkeypatch):
-    post = Post(500, 429, 202)
-    box, clock = outbox(post, monkeypatch)
-
-    for clock.s in range(60):
-        box.send_due()
-
-    assert post.asked == 3
 
 
 def asked(contract: Contract, **parameters: object) -> Ask:

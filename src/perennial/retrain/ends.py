@@ -13,6 +13,8 @@ from perennial.store import lease
 log = logging.getLogger(__name__)
 
 AGAIN_S = 15.0  # between the two looks that a failed run is given up after, if it may be resumed
+_KEPT_S = 7 * 86_400.0
+_ENDED = "ended:"
 
 
 class IsOver(Protocol):
@@ -48,6 +50,7 @@ def is_seen_again(engine: Engine, end: str, now: float) -> bool:
     Between a failure and its retry a run looks as if it were over, and whoever follows it needs a
     moment. ``end`` names one failure of one run: the next attempt of that run fails anew.
     """
+    lease.forget(engine, _ENDED, before=now - _KEPT_S)
     # A lease that is taken at each look: its number counts the looks that far apart.
-    number = lease.acquire(engine, f"ended:{end}", "seen", AGAIN_S, now)
+    number = lease.acquire(engine, f"{_ENDED}{end}", "seen", AGAIN_S, now)
     return number is not None and number > 1

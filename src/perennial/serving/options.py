@@ -3,12 +3,13 @@
 import argparse
 import logging
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from perennial.errors import PerennialError, Unavailable
+from perennial.serving import scratch
 from perennial.store.objects import Folder
 
 MOUNTED = "/mnt/models"
@@ -29,22 +30,28 @@ def shared() -> argparse.ArgumentParser:
     return parser
 
 
-def bundle_folder(text: str) -> Path:
-    """The folder of a bundle; one in an object store is fetched first, whole or not at all.
+@contextmanager
+def bundle_folder(text: str) -> Iterator[Path]:
+    """The folder of a bundle; one in an object store is fetched, whole, for as long as this lasts.
 
     Raises BadInput when other bytes lie there, and Unavailable when the store stays away.
     """
     parent, _, name = text.rstrip("/").rpartition("/")
     if "://" not in parent:
-        return Path(text)
-    into = Path(tempfile.mkdtemp(prefix="bundle-")) / name
+        yield Path(text)
+        return
+    with scratch.folder() as near:
+        yield _fetched(Folder(parent), name, near / name)
+
+
+def _fetched(store: Folder, name: str, into: Path) -> Path:
     limit = time.monotonic() + FETCH_S
     while time.monotonic() < limit:
         try:
-            return Folder(parent).fetch(name, into)
+            return store.fetch(name, into)
         except Unavailable:
             time.sleep(_PAUSE_S)
-    return Folder(parent).fetch(name, into)
+    return store.fetch(name, into)
 
 
 def guarded(main: Callable[[], int]) -> int:

@@ -54,9 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(argv: Sequence[str]) -> int:
     given, _ = options.shared().parse_known_args(argv)
-    folder = options.bundle_folder(given.bundle)
-    digest = bundle.verify(folder, given.digest or None)
-    with light.without("sklearn"):
+    with options.bundle_folder(given.bundle) as folder, light.without("sklearn"):
+        digest = bundle.verify(folder, given.digest or None)
         with bundle.preflight(folder):
             # KServe takes as long to import as the child takes to try the model.
             from perennial.serving import host

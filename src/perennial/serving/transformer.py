@@ -18,8 +18,9 @@ from perennial.drift.windows import Served
 from perennial.errors import BadInput
 from perennial.project import parse_moment
 from perennial.serving import options, wire
+from perennial.serving.outbox import Announcer, Outbox, Silence
 from perennial.serving.service import INVALID_OUTPUT, InvalidOutput, Question, probabilities
-from perennial.serving.watcher import Announcer, Outbox, Silence, Watcher
+from perennial.serving.watcher import Watcher
 from perennial.serving.wire import Answer, Ask, Refused
 
 EVENT_TIME = "event_time"
@@ -138,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(argv: Sequence[str]) -> int:
     given, _ = _options().parse_known_args(argv)
-    parts = bundle.parts(options.bundle_folder(given.bundle), given.digest or None)
+    with options.bundle_folder(given.bundle) as folder:
+        parts = bundle.parts(folder, given.digest or None)
     key = signing.read_key(given.key) if given.key else None
     watcher = _watcher(parts, given, key)
 

@@ -5,12 +5,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import Protocol
 
-import httpx
 from prometheus_client import Counter, Gauge
 
 from perennial import events
@@ -18,7 +16,7 @@ from perennial.drift.detectors import Watch
 from perennial.drift.segments import Writer
 from perennial.drift.windows import ClosedWindow, Served, WindowBuffer
 from perennial.project import Project
-from perennial.records import Event
+from perennial.serving.outbox import Announcer
 
 log = logging.getLogger("perennial.watch")
 
@@ -26,93 +24,14 @@ DROPPED = Counter("perennial_watch_dropped", "Requests not watched: the queue wa
 LATE = Counter("perennial_watch_late_rows", "Rows of a window that was over already.")
 FAILURES = Counter("perennial_watch_failures", "Windows or rows lost to an error of ours.")
 WINDOWS = Counter("perennial_windows", "Windows that were closed.")
-EVENTS = Counter("perennial_drift_events", "Drift events by what became of them.", ["outcome"])
 QUEUED = Gauge("perennial_watch_queue", "Requests that wait to be watched.")
 
 QUEUE = 10_000
 SPILL_ROWS = 20_000
 SPILL_S = 10.0
 _SPILL_MOST_S = 600.0
-_TRY_FOR_S = 60.0
-_BACKOFF_S = (0.5, 16.0)  # first and longest pause
-_POST_S = 2.0
 _TICK_S = 0.2
 _DRAIN_S = 8.0
-
-
-class Announcer(Protocol):
-    """Tells somebody that a window drifted."""
-
-    def put(self, event: Event) -> None:
-        """Take an event; it is sent later."""
-        ...
-
-    def send_due(self) -> None:
-        """Send what is due, without waiting for long."""
-        ...
-
-
-@dataclass
-class _Letter:
-    event: Event
-    given_up: float
-    due: float
-    pause: float
-
-
-class Outbox:
-    """Posts signed events to a sink, and tries again with growing pauses."""
-
-    def __init__(self, sink: str, key: bytes | None, now: Callable[[], datetime]) -> None:
-        self._sink = sink
-        self._key = key
-        self._now = now
-        self._letters: list[_Letter] = []
-        self._client = httpx.Client(timeout=_POST_S, trust_env=False)
-
-    def put(self, event: Event) -> None:
-        """Take an event; it is sent with the next ``send_due``."""
-        moment = time.monotonic()
-        self._letters.append(_Letter(event, moment + _TRY_FOR_S, moment, _BACKOFF_S[0]))
-
-    def send_due(self) -> None:
-        """Send what is due; one that keeps failing is counted and logged after a minute."""
-        moment = time.monotonic()
-        due = [letter for letter in self._letters if letter.due <= moment]
-        done = [letter for letter in due if self._settled(letter, moment)]
-        self._letters = [letter for letter in self._letters if letter not in done]
-
-    def _settled(self, letter: _Letter, moment: float) -> bool:
-        trouble = self._post(letter.event)
-        if trouble is None:
-            EVENTS.labels("sent").inc()
-            return True
-        if moment + letter.pause > letter.given_up:
-            EVENTS.labels("failed").inc()
-            log.error("drift event lost id=%s sink=%s: %s", letter.event.id, self._sink, trouble)
-            return True
-        letter.due = moment + letter.pause
-        letter.pause = min(2 * letter.pause, _BACKOFF_S[1])
-        return False
-
-    def _post(self, event: Event) -> str | None:
-        headers, body = events.to_http(events.restamped(event, self._now()), self._key)
-        try:
-            answer = self._client.post(self._sink, headers=headers, content=body)
-        except httpx.HTTPError as exc:
-            return type(exc).__name__
-        return None if answer.is_success else f"HTTP {answer.status_code} {answer.text[:200]}"
-
-
-class Silence:
-    """For a server that nobody listens to: drift is written, but not told."""
-
-    def put(self, event: Event) -> None:
-        """Count the event."""
-        EVENTS.labels("untold").inc()
-
-    def send_due(self) -> None:
-        """Nothing is ever due."""
 
 
 class Watcher(threading.Thread):
@@ -148,13 +67,18 @@ class Watcher(threading.Thread):
 
     def finish(self) -> None:
         """Write what is pending and end; an unfinished window is no reason for an event."""
-        self._queue.put(None)
-        self.join(_DRAIN_S)
+        until = time.monotonic() + _DRAIN_S
+        # Full still: the thread hangs, at a store that is away, and hears of nothing.
+        with suppress(queue.Full):
+            self._queue.put(None, timeout=_DRAIN_S)
+        self.join(max(0.0, until - time.monotonic()))
+        self._announcer.finish()
 
     def run(self) -> None:
         """Work until ``finish``."""
+        self._announcer.start()
         while self._turn():
-            self._guarded(self._announcer.send_due)
+            pass
         self._flush()
 
     def _turn(self) -> bool:
@@ -213,4 +137,3 @@ class Watcher(threading.Thread):
     def _flush(self) -> None:
         for window in self._buffer.flush():
             self._guarded(partial(self._close, window, announce=False))
-        self._guarded(self._announcer.send_due)

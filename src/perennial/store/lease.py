@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, delete, insert, select, update
 
 from perennial.errors import Unavailable
 from perennial.store import fence as fences
@@ -86,6 +86,16 @@ def let_go(engine: Engine, name: str, holder: str) -> None:
         row = _row(connection, name)
         if row is not None and row["holder"] == holder:
             _set(connection, name, expires=0.0)
+
+
+def forget(engine: Engine, prefix: str, before: float) -> None:
+    """Delete leases by the beginning of their name that were over then.
+
+    Their numbers begin anew: only for leases whose number no writer is fenced by.
+    """
+    old = (leases.c.name.startswith(prefix, autoescape=True), leases.c.expires < before)
+    with engine.begin() as connection:
+        connection.execute(delete(leases).where(*old))
 
 
 def holder(engine: Engine, name: str, now: float) -> str | None:
