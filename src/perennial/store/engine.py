@@ -1,5 +1,6 @@
 """How is the database opened: one factory, durable commits, and writers that queue up."""
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,17 +114,28 @@ def shown(engine: Engine) -> str:
 
 
 def _address(url: str) -> URL:
-    wanted = f"wanted such as {POSTGRES}://role:password@host/database"
+    wanted = f"wanted such as {POSTGRES}://role:password@host:5432/database"
     try:
         address = make_url(url)
-    except ArgumentError as exc:
-        raise BadInput(f"the URL of the state database is not one; {wanted}") from exc
+    except (ArgumentError, ValueError) as exc:
+        fault = "its port is no number" if isinstance(exc, ValueError) else "it is no URL"
+        # Not from exc: what it quotes may be a piece of the password.
+        raise BadInput(
+            f"PERENNIAL_STATE_URL is {_redacted(url)}: {fault}; {wanted}; fill in every variable,"
+            " and write @ : / ? of a password as %40 %3A %2F %3F"
+        ) from None
     kind = address.get_backend_name()
     if kind == "postgresql":
         return address.set(drivername=POSTGRES)
     if kind == "sqlite" and address.database:
         return address
     raise BadInput(f"the state database cannot be {kind}; {wanted}")
+
+
+def _redacted(url: str) -> str:
+    """As much of a URL that cannot be parsed as is surely no password."""
+    found = re.fullmatch(r"([\w+]+)://[^@?]*@([^@?]*)(?:\?[^@]*)?", url)
+    return f"{found[1]}://***@{found[2]}" if found else "'***'"
 
 
 def _sqlite(address: URL) -> Engine:
