@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 from test_controller import FakeClock, FakeEvidence, FakeRevisions, FakeTraffic
 
 from perennial.errors import BadInput, Unavailable
-from perennial.ledger import Ledger
+from perennial.ledger import Ledger, why
 from perennial.records import Evidence, Phase, RolloutState, Version
 from perennial.rollout.board import Board
 from perennial.rollout.places import Adapters
@@ -456,6 +456,24 @@ def test_what_serves_is_made_anew_when_it_is_not_there_and_that_is_told(world, h
     (entry,) = Ledger(world.engine).entries("tiny", "serving.restored")
     assert (entry.subject, entry.body["rollout"]) == ("v1", 1)
     assert "no InferenceService of it" in entry.body["reason"]
+
+
+def test_why_tells_of_what_was_edited_and_made_anew(world):
+    body = {"run": "run-1", "version": 1, "digest": "sha256:1"}
+    Ledger(world.engine).append("registered", project="tiny", subject="v1", body=body, now=NOW)
+    world.wish(1)
+    world.turn(6)
+    world.edit(1)
+    world.place().edits = ["spec.predictor.maxReplicas is 3, applied was 1"]
+    world.turn(2)
+    world.place().revisions.up.clear()
+    world.gone("tiny")
+    world.turn(4)
+
+    story = why(Ledger(world.engine).entries("tiny"))
+
+    assert "  edited      2026-01-01: spec.predictor.maxReplicas is 3, applied was 1" in story
+    assert any(line.startswith("  restored    2026-01-01: v1 serves by the") for line in story)
 
 
 def test_what_serves_is_made_anew_while_a_canary_is_judged_and_the_canary_goes_on(world):
