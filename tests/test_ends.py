@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ from kfp_backend import FakeKfp, serving
 from launchers import eventually
 from lightkube.resources.batch_v1 import Job
 from sqlalchemy import Engine, select
+from sqlalchemy.exc import OperationalError
 
 from perennial import cli, kube
 from perennial.errors import Unavailable
 from perennial.ledger import Ledger
 from perennial.retrain import ends, job, remote
 from perennial.retrain import runs as service_runs
+from perennial.retrain import worker as workers
 from perennial.retrain.inbox import Inbox
 from perennial.retrain.launchers import RunRequest
 from perennial.retrain.remote import KfpLauncher
@@ -405,3 +408,39 @@ def test_a_service_without_events_lets_the_lease_of_a_run_go_that_is_over(engine
     worker.stop()
 
     assert freed
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Unavailable("the state database cannot be used now"),
+        OperationalError("select", {}, Exception("the state database cannot be used now")),
+    ],
+    ids=["as PostgreSQL's is told", "as SQLite's is told"],
+)
+def test_a_service_outlives_a_database_that_answers_no_question_about_leases_for_a_while(
+    engine, making, monkeypatch, caplog, fault
+):
+    held(engine, "run-1")
+    looks = []
+
+    def away_at_first(*asked: Any) -> str | None:
+        looks.append(asked)
+        if len(looks) <= 3:
+            raise fault
+        return lease.holder(*asked)
+
+    monkeypatch.setattr(ends, "lease", SimpleNamespace(holder=away_at_first, let_go=lease.let_go))
+    monkeypatch.setattr(workers, "_RETRY_S", 0.01)
+    runs = making(lambda _project, _run: True)
+    box = Inbox(engine)
+    worker = Worker(loop.project(), engine, box, runs, loop.drifted_up_to, lambda: loop.START)
+
+    worker.start()
+    freed = eventually(lambda: holder(engine) is None, seconds=10)
+    alive = worker.alive
+    worker.stop()
+
+    assert (freed, alive) == (True, True)
+    said = [r.getMessage() for r in caplog.records if "cannot be used now" in r.getMessage()]
+    assert len(said) == 1

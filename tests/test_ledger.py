@@ -323,6 +323,46 @@ def test_why_breaks_long_reasons_into_aligned_lines(tell):
     assert lines[at + 1].startswith(" " * 14 + "word")
 
 
+EDIT = "spec.predictor.maxReplicas is 3, applied was 1"
+GONE = "v1 serves by the store, and the cluster had no InferenceService of it"
+
+
+def found(kind: str, version: int, **body: object) -> tuple[str, str, dict[str, Any]]:
+    return kind, f"v{version}", {"rollout": version, "version": version, **body}
+
+
+BEFALLEN = [
+    found("serving.restored", 1, reason=GONE),
+    found("serving.edited", 1, edits=[EDIT, "spec.x is gone"]),
+    found("serving.edited", 1, edits=[]),
+]
+
+
+@pytest.mark.parametrize("verbose", [False, True], ids=["briefly", "at length"])
+def test_why_tells_in_order_what_befell_the_servers_of_a_version(tell, verbose: bool):
+    entries = tell(FIRST, BEFALLEN[:2], RETRAINED[:-1], BEFALLEN[2:])
+
+    text = " ".join(" ".join(ledger.why(entries, "v1", verbose=verbose)).split())
+
+    assert text.endswith(
+        "first 2026-01-02 03:04: the first model has nothing to be compared with"
+        f" restored 2026-01-02 03:04: {GONE}"
+        f" edited 2026-01-02 03:04: {EDIT}; spec.x is gone"
+        " edited 2026-01-02 03:04: nothing is edited any more"
+    )
+
+
+def test_why_tells_what_befell_servers_only_with_their_own_version(tell):
+    entries = tell(FIRST, BEFALLEN, RETRAINED, [found("serving.edited", 2, edits=[EDIT])])
+
+    newer, older = ("\n".join(ledger.why(entries, name)) for name in ("v2", "v1"))
+
+    assert (newer.count("  edited  "), newer.count("  restored  ")) == (1, 0)
+    assert (older.count("  edited  "), older.count("  restored  ")) == (2, 1)
+    plain = ledger.why([e for e in entries if not e.kind.startswith("serving.")], "v2")
+    assert [line for line in newer.splitlines() if "  edited  " not in line] == plain
+
+
 def test_why_uses_the_time_of_the_data_where_an_entry_has_one(tell):
     moment = datetime(2011, 6, 6, tzinfo=UTC)
     entries = [

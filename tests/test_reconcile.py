@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from sqlalchemy.exc import OperationalError
 from test_controller import FakeClock, FakeEvidence, FakeRevisions, FakeTraffic
 
 from perennial.errors import BadInput, Unavailable
-from perennial.ledger import Ledger
+from perennial.ledger import Ledger, why
 from perennial.records import Evidence, Phase, RolloutState, Version
 from perennial.rollout.board import Board
 from perennial.rollout.places import Adapters
-from perennial.rollout.reconcile import Reconciler
+from perennial.rollout.reconcile import REST_S, Reconciler
 from perennial.rollout.watch import Change
 from perennial.store import lease, rollouts, versions
 from perennial.store.engine import make_engine
@@ -206,6 +207,46 @@ def test_words_are_told_every_few_seconds_and_moves_at_once(world):
     revisions.ready = ready  # type: ignore[method-assign]
     world.turn(1)
     assert world.status("tiny-v2")["weight"] == 10
+
+
+def test_a_wait_that_is_over_is_no_longer_told_once_the_project_is_steady(world):
+    world.wish(1)
+    world.turn(6)
+    revisions, looks = world.place().revisions, iter(range(99))
+    ready = revisions.ready
+
+    def not_at_first(name: str) -> bool:
+        promoted = rollouts.history(world.engine, "tiny")[-1].phase is Phase.PROMOTED
+        if promoted and next(looks) < 2:
+            raise Unavailable("waits until KServe notes that v2 has all traffic")
+        return ready(name)
+
+    revisions.ready = not_at_first  # type: ignore[method-assign]
+    world.wish(2)
+    until(world, lambda: "KServe notes" in progress(world, "tiny-v2")["message"])
+
+    world.turn(6)
+
+    assert progress(world, "tiny-v2")["reason"] == "Promoted"
+    assert "KServe notes" not in progress(world, "tiny-v2")["message"]
+    world.client.calls.clear()
+    world.place().looks.clear()
+    world.turn(60)
+    assert (world.client.calls, world.place().looks) == ([], [])
+
+
+def until(world: World, happened: Callable[[], bool]) -> None:
+    for _ in range(30):
+        if happened():
+            return
+        world.turn(1)
+    raise AssertionError("it did not come about")
+
+
+def progress(world: World, name: str) -> dict[str, Any]:
+    """What its resource says of how it goes on; empty words while there is none."""
+    told = world.status(name).get("conditions", ()) if name in world.client.objects else ()
+    return next((c for c in told if c["type"] == "Progressing"), {"reason": "", "message": ""})
 
 
 def test_why_a_candidate_was_not_started_yet_is_told_until_it_is(world):
@@ -458,6 +499,24 @@ def test_what_serves_is_made_anew_when_it_is_not_there_and_that_is_told(world, h
     assert "no InferenceService of it" in entry.body["reason"]
 
 
+def test_why_tells_of_what_was_edited_and_made_anew(world):
+    body = {"run": "run-1", "version": 1, "digest": "sha256:1"}
+    Ledger(world.engine).append("registered", project="tiny", subject="v1", body=body, now=NOW)
+    world.wish(1)
+    world.turn(6)
+    world.edit(1)
+    world.place().edits = ["spec.predictor.maxReplicas is 3, applied was 1"]
+    world.turn(2)
+    world.place().revisions.up.clear()
+    world.gone("tiny")
+    world.turn(4)
+
+    story = why(Ledger(world.engine).entries("tiny"))
+
+    assert "  edited      2026-01-01: spec.predictor.maxReplicas is 3, applied was 1" in story
+    assert any(line.startswith("  restored    2026-01-01: v1 serves by the") for line in story)
+
+
 def test_what_serves_is_made_anew_while_a_canary_is_judged_and_the_canary_goes_on(world):
     world.wish(1)
     world.turn(4)
@@ -670,7 +729,7 @@ def test_what_the_api_server_refuses_is_shown_logged_once_and_asked_rarely(world
     def refuse(weights: dict[str, int]) -> None:
         if where == "when it ends" and len(weights) == 2 and weights["v2"] != 100:
             return take(weights)
-        asks.append(weights)
+        asks.append(world.clock.seconds)
         raise BadInput("changing InferenceService tiny: refused by the API server: no")
 
     traffic.set_weights = refuse  # type: ignore[method-assign]
@@ -683,11 +742,31 @@ def test_what_the_api_server_refuses_is_shown_logged_once_and_asked_rarely(world
         "changing InferenceService tiny: refused by the API server: no",
     )
     assert 3 <= len(asks) <= 6
+    assert all(later - earlier >= REST_S for earlier, later in pairwise(asks))
     assert len([r for r in caplog.records if "refused by" in r.getMessage()]) == 1
     traffic.set_weights = take  # type: ignore[method-assign]
     world.turn(40)
     assert traffic.now == {"v2": 100}
     assert world.status("tiny-v2")["phase"] == "Promoted"
+
+
+def test_a_refusal_that_comes_too_soon_to_be_told_is_not_asked_again_at_every_turn(world):
+    world.wish(1)
+    world.turn(4)
+    asks: list[float] = []
+
+    def away_then_refuse(_weights: dict[str, int]) -> None:
+        asks.append(world.clock.seconds)
+        raise Unavailable("no answer") if len(asks) <= 2 else BadInput("refused")
+
+    world.place().traffic.set_weights = away_then_refuse  # type: ignore[method-assign]
+    world.wish(2)
+    world.turn(12)
+
+    refused = asks[2:]
+    assert progress(world, "tiny-v2")["message"] == "refused"
+    assert len(refused) <= 2
+    assert all(later - earlier >= REST_S for earlier, later in pairwise(refused))
 
 
 def test_a_turn_does_not_last_while_nobody_answers_and_gets_round_to_all(world):

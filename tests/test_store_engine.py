@@ -1,9 +1,12 @@
 """The database: durable, one writer at a time, readers that see one moment, faults told."""
 
+import json
+import os
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,15 @@ for k in range(20):
 ENTRY = "INSERT INTO ledger VALUES (1, 'a', NULL, 'k', 'p', 's', '{}', 'x', 'y')"
 SERVES = "INSERT INTO serving (project, rollout_id) VALUES ('p', 1)"
 COUNT = "SELECT count(*) FROM serving"
+# A cluster that is configured; nobody answers there.
+KUBECONFIG = json.dumps(
+    {
+        "current-context": "a",
+        "clusters": [{"name": "a", "cluster": {"server": "http://127.0.0.1:9"}}],
+        "users": [{"name": "a", "user": {}}],
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a", "namespace": "n"}}],
+    }
+)
 
 
 def test_a_commit_is_on_the_disk_before_it_returns(tmp_path: Path):
@@ -203,3 +215,58 @@ def test_a_database_of_another_kind_is_refused_without_its_password(url: str):
         open_engine(url)
 
     assert "hidden" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:hidden@host:${PORT}/db", "postgresql://***@host:${PORT}/db"),
+        ("postgresql://u:p@host:x/db?password=hidden", "postgresql://***@host:x/db"),
+        ("postgresql://u:p@rt:hidden@host/db", "'***'"),
+        ("postgresql://u:p?hidden@host:x/db", "'***'"),
+        ("postgresql://u:hidden/db", "'***'"),
+    ],
+    ids=[
+        "a variable that no shell filled in",
+        "the password in the query",
+        "a password with an @",
+        "a password with a question mark",
+        "no host",
+    ],
+)
+def test_a_port_that_is_no_number_is_told_without_the_password(url: str, shown: str):
+    with pytest.raises(BadInput) as told:
+        open_engine(url)
+
+    assert str(told.value).startswith(f"PERENNIAL_STATE_URL is {shown}: its port is no number;")
+    assert "fill in every variable" in str(told.value)
+    assert "hidden" not in "".join(traceback.format_exception(told.value))
+
+
+PROGRAMS = [
+    ("perennial.cli", "doctor", "--cluster"),
+    ("perennial.store.migrate",),
+    ("perennial.rollout.operator", "--health-port", "0"),
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=["the doctor", "migrate", "the operator"])
+def test_a_url_with_a_variable_in_it_ends_with_2(tmp_path: Path, program: tuple[str, ...]):
+    (tmp_path / "config").write_text(KUBECONFIG)
+    env = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        "COLUMNS": "1000",
+        "KUBECONFIG": str(tmp_path / "config"),
+        "PERENNIAL_STATE_URL": "postgresql+psycopg://u:hidden@host:${PORT}/db",
+    }
+
+    done = subprocess.run(
+        [sys.executable, "-m", *program], env=env, capture_output=True, text=True, check=False
+    )
+
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert "PERENNIAL_STATE_URL is postgresql+psycopg://***@host:${PORT}/db" in said
+    assert "Traceback" not in said
+    assert "hidden" not in said

@@ -5,15 +5,19 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from launchers import eventually
 from sqlalchemy import Engine
 
 from perennial.errors import BadInput, Unavailable
+from perennial.store import engine as engines
 from perennial.store import rollouts, schema, tables
 from perennial.store.engine import make_engine, migrating, open_engine, reading
 from perennial.store.migrate import await_tables, migrate
@@ -128,6 +132,63 @@ def test_several_that_migrate_at_once_all_succeed(postgres):
         thread.join()
 
     assert found == [tables.SCHEMA] * 5
+
+
+@pytest.mark.stores
+@pytest.mark.parametrize("first_fails", [False, True], ids=["succeeds", "fails"])
+def test_who_migrates_an_empty_schema_waits_for_the_other_that_does_and(postgres, first_fails):
+    url = postgres.tenant("pair")
+    engine = open_engine(url)
+    found: list[int] = []
+    second = threading.Thread(target=lambda: found.append(migrate(engine)))
+
+    with suppress(Interrupted), migrating(engine) as first:
+        second.start()
+        assert eventually(lambda: waits_for_a_lock(postgres))
+        schema.upgrade(first)
+        if first_fails:
+            raise Interrupted
+    second.join()
+
+    assert found == [tables.SCHEMA]
+    engine.dispose()
+    make_engine(url).dispose()
+
+
+class Interrupted(Exception):
+    """A migration ends half way."""
+
+
+def waits_for_a_lock(postgres) -> bool:
+    query = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    with psycopg.connect(postgres.admin_url) as connection:
+        return connection.execute(query).fetchone() == (1,)
+
+
+@pytest.mark.stores
+def test_a_migration_that_waits_too_long_for_another_is_told_to_try_again(postgres, monkeypatch):
+    begin = engines._BEGIN["postgresql"]
+    monkeypatch.setitem(begin, "migrate", begin["migrate"].replace("'30s'", "'200ms'"))
+    engine = open_engine(postgres.tenant("held"))
+
+    for _ in ("the table of the versions is not there yet", "it is"):
+        told = "cannot be used now: another writer or migration of this role did not end"
+        with migrating(engine), pytest.raises(Unavailable, match=told):
+            migrate(engine)
+    engine.dispose()
+
+
+@pytest.mark.stores
+def test_readers_do_not_wait_for_a_migration(postgres):
+    url = postgres.migrated("read")
+    engine = open_engine(url)
+
+    with migrating(engine):
+        make_engine(url).dispose()
+    engine.dispose()
 
 
 @pytest.mark.stores

@@ -4,18 +4,21 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psycopg
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.exc import ProgrammingError
+from stores import Postgres
 
 from perennial.errors import BadInput, Unavailable
 from perennial.ledger import Ledger
 from perennial.store import rollouts, tenant
 from perennial.store.engine import make_engine, migrating, open_engine, reading
 from perennial.store.migrate import migrate
+from perennial.store.schema import VERSION_TABLE
 
 pytestmark = pytest.mark.stores
 
@@ -81,6 +84,40 @@ def test_a_tenant_that_holds_its_locks_does_not_stop_another(two):
         Ledger(second).verify()
 
     assert time.monotonic() - began < 5
+
+
+# By number, by the name of whatever is theirs, by a pair: all that a migration could ask for.
+ADVISORY = """
+SELECT pg_advisory_lock(key) FROM (
+    SELECT n::bigint AS key FROM generate_series(0, 99) AS n
+    UNION SELECT hashtext(name)::bigint FROM unnest(%(names)s::text[]) AS name
+    UNION SELECT hashtextextended(name, 0) FROM unnest(%(names)s::text[]) AS name
+) AS keys
+"""
+PAIRS = """
+SELECT pg_advisory_lock(a, b) FROM generate_series(0, 9) AS a,
+    (SELECT n AS b FROM generate_series(0, 9) AS n
+     UNION SELECT hashtext(name) FROM unnest(%(names)s::text[]) AS name) AS seconds
+"""
+
+
+@pytest.mark.parametrize("made", [Postgres.tenant, Postgres.migrated], ids=["first", "later"])
+def test_a_neighbour_that_holds_every_advisory_lock_holds_no_migration_up(postgres, made):
+    role = f"{postgres.name}-second"
+    of_role = [role, f'"{role}"', f"{role}.{VERSION_TABLE}", f'"{role}".{VERSION_TABLE}']
+    names = [postgres.name, VERSION_TABLE, "perennial", "alembic", "alembic_version", *of_role]
+    engine = open_engine(made(postgres, "second"))
+    neighbour = postgres.tenant("first").replace("+psycopg", "").replace(" ", "%20")
+    greedy = psycopg.connect(neighbour)
+    for statement in (ADVISORY, PAIRS):
+        greedy.execute(statement, {"names": names})
+    began = time.monotonic()
+
+    with closing(greedy):
+        migrate(engine)
+
+    assert time.monotonic() - began < 10
+    engine.dispose()
 
 
 def test_making_a_tenant_again_keeps_its_tables_and_sets_its_password(postgres, two):

@@ -20,6 +20,8 @@ _WIDTH = 100
 _LABEL = 12
 _TAIL = 5
 _BY_HAND = "by hand"
+# What befell the servers of a version; such an entry names the version, not its digest.
+_SERVING = {"serving.edited": "edited", "serving.restored": "restored"}
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,8 @@ class _Story:
             yield "registered", f"as {self.name}"
         ends = {"served": "first", "promoted": "promoted", "rolled_back": "rolled back"}
         for entry in self._entries:
+            if entry.kind in _SERVING and self._is_about(entry):
+                yield _SERVING[entry.kind], f"{_day(entry)}: {_found(entry.body)}"
             if entry.body.get("digest") != self.digest:
                 continue
             if entry.kind == "rollout.step":
@@ -262,6 +266,10 @@ class _Story:
             if entry.kind in ends:
                 reason = entry.body.get("reason") or "took all traffic"
                 yield ends[entry.kind], f"{_day(entry)}: {reason}"
+
+    def _is_about(self, entry: Entry) -> bool:
+        """Is an entry that names no digest about this version?"""
+        return self.registered is not None and _label(entry) == _label(self.registered)
 
     def _cut(self, digest: str) -> str:
         head, _, text = digest.rpartition(":")
@@ -358,6 +366,13 @@ def _step(body: dict[str, Any]) -> str:
     on = f" on {body['revision']}" if body.get("revision") else ""
     seen = f" ({requests:,} canary requests{on})" if requests is not None else ""
     return f"{body['weight']:>3} %  {body['verdict']}: {body['reason']}{seen}"
+
+
+def _found(body: dict[str, Any]) -> str:
+    """What was found where a version serves."""
+    if "edits" not in body:
+        return str(body["reason"])
+    return "; ".join(body["edits"]) or "nothing is edited any more"
 
 
 def _passed(gate: Entry) -> bool:

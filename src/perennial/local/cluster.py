@@ -301,6 +301,8 @@ def _state(settings: Settings) -> Check:
 
     try:
         engine = make_engine(settings.state_url)
+    except BadInput as exc:
+        return Check("state", False, str(exc), "set PERENNIAL_STATE_URL to such a URL")
     except PerennialError as exc:
         remedy = "see that the database runs and the Job migrate ended, then PERENNIAL_STATE_URL"
         return Check("state", False, str(exc), remedy)

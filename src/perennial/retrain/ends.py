@@ -28,6 +28,8 @@ def settle(engine: Engine, project: str, is_over: IsOver, now: float) -> bool:
 
     A run that nobody follows may end without a word: killed, deleted, or resumed, after which a
     KFP backend runs no exit handler. Where nobody answers, the lease lapses by itself.
+
+    Raises Unavailable or SQLAlchemyError when the lease cannot be read: neither free nor held.
     """
     name = lease_of_runs(project)
     holder = lease.holder(engine, name, now)

@@ -110,10 +110,13 @@ class Runs:
         return lease.holder(self._engine, self._lease, self._now()) is not None
 
     def settle(self) -> None:
-        """Let the lease of a run go that is over; often called, this seldom looks."""
+        """Let the lease of a run go that is over; often called, this seldom looks.
+
+        Raises as ``ends.settle`` does, and then looks at the next call.
+        """
         if self._is_over and time.monotonic() - self._settled > SETTLE_S:
-            self._settled = time.monotonic()
             ends.settle(self._engine, self._project, self._is_over, self._now())
+            self._settled = time.monotonic()
 
     def newest_as_of(self) -> datetime | None:
         """Up to when the newest retraining had data; making the first model was none."""

@@ -71,6 +71,7 @@ class Worker:
         self._guard = guard
         self._ledger = Ledger(engine, guard)
         self._last_decided = self._newest_decided()
+        self._said = ""
         self._stopping = threading.Event()
         self._news = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="worker", daemon=True)
@@ -137,13 +138,21 @@ class Worker:
         self._news.clear()
         try:
             busy = self.step()
+            if not busy:
+                self._runs.settle()
         except (SQLAlchemyError, Unavailable) as exc:
-            log.warning("trying again in %s s: %s", _RETRY_S, exc)
+            self._say(exc)
             self._stopping.wait(_RETRY_S)
             return
+        self._said = ""
         if not busy:
-            self._runs.settle()
             self._news.wait(_RETRY_S)
+
+    def _say(self, exc: Exception) -> None:
+        """Log a trouble once, not at every turn."""
+        if self._said != str(exc):
+            log.warning("trying again every %s s: %s", _RETRY_S, exc)
+        self._said = str(exc)
 
     def _failed(self, seq: int, event: Event, exc: Exception) -> None:
         reason = str(exc) if isinstance(exc, PerennialError) else f"{type(exc).__name__}: {exc}"

@@ -75,13 +75,18 @@ class Board:
             self._told.pop(name)
             self._told_at.pop(name, None)
 
-    def tell(self, name: str, status: Document) -> None:
-        """Write a status, unless it stands there. Raises Unavailable."""
+    def tell(self, name: str, status: Document) -> bool:
+        """Write a status, unless it stands there; does it now? Raises Unavailable.
+
+        False asks to be told again: other words came too soon, or the object is gone.
+        """
         before = self._told.get(name, {})
         moved = _moves(status) != _moves(before)
         waited = self._monotonic() - self._told_at.get(name, -WORDS_S) >= WORDS_S
-        if _plain(status) == _plain(before) or not (moved or waited):
-            return
+        if _plain(status) == _plain(before):
+            return True
+        if not (moved or waited):
+            return False
         body: dict[str, Any] = {"metadata": {"name": name}, "status": status}
         kind = kube.ModelRollout.Status
         try:
@@ -90,8 +95,9 @@ class Board:
                 self._client.apply(found, force=True)
         except kube.Missing:
             self.learn(name, None)
-            return
+            return False
         self._told[name], self._told_at[name] = status, self._monotonic()
+        return True
 
 
 def _moves(status: Document) -> list[object]:

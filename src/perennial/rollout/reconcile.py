@@ -152,8 +152,7 @@ class Reconciler:
             self._move(project, desk)
             desk.is_told = False
             self._inspect(project, desk)
-            self._show(project, desk, before)
-            desk.is_told = True
+            desk.is_told = self._show(project, desk, before)
         except PerennialError as exc:
             self._say(project, exc)
         except DBAPIError:
@@ -168,6 +167,9 @@ class Reconciler:
 
     def _move(self, project: str, desk: Desk) -> None:
         """One step; what is refused is shown as what is waited for, and asked again more rarely."""
+        # It may be here only to be told.
+        if self._clock.monotonic() < desk.rests_until:
+            return
         try:
             desk.controller.tick()
             self._said.pop(project, None)
@@ -263,15 +265,18 @@ class Reconciler:
         )
         log.warning("project=%s is made anew: %s", serving.project, reason)
 
-    def _show(self, project: str, desk: Desk, before: RolloutState | None) -> None:
-        """Tell of what moved, of the newest and of what serves: there people look."""
+    def _show(self, project: str, desk: Desk, before: RolloutState | None) -> bool:
+        """Tell of what moved, of the newest and of what serves: there people look.
+
+        Does all of it stand there now?
+        """
         history = rollouts.history(self._engine, project)
         serving = rollouts.serving(self._engine, project)
         moved = {r.id for r in (before, serving, plan.newest_over(history)) if r}
-        for state in history:
-            if not state.phase.over or state.id in moved:
-                self._show_one(state, desk, history)
+        shown = [r for r in history if not r.phase.over or r.id in moved]
+        told = [self._show_one(state, desk, history) for state in shown]
         self._board.remove(self._outlived(history, serving))
+        return all(told)
 
     def _outlived(self, history: list[RolloutState], serving: RolloutState | None) -> set[int]:
         """Rollouts that need no resource any more; what a person made, a person deletes.
@@ -282,12 +287,12 @@ class Reconciler:
         kept = {r.id for r in (serving, plan.newest_over(history)) if r}
         return {r.id for r in over if not resource.is_by_resource(r)} - kept
 
-    def _show_one(self, state: RolloutState, desk: Desk, history: list[RolloutState]) -> None:
+    def _show_one(self, state: RolloutState, desk: Desk, history: list[RolloutState]) -> bool:
         called = resource.name(state, history)
         limits = self._limits(state)
         if not self._board.knows(called):
             if state.phase.over and resource.is_by_resource(state):
-                return
+                return True
             self._board.make(resource.document(state, called, limits))
         latest = state == history[-1] or not state.phase.over
         # Until it is settled, what ended last is not all done.
@@ -301,7 +306,7 @@ class Reconciler:
         )
         before = self._board.before(called)
         now = self._clock.now()
-        self._board.tell(called, resource.status(state, limits, look, before, now))
+        return self._board.tell(called, resource.status(state, limits, look, before, now))
 
     def _steps(self, state: RolloutState) -> list[Entry]:
         found = self._ledger.entries(state.project, "rollout.step", plan.name(state))

@@ -1,5 +1,6 @@
 """How is the database opened: one factory, durable commits, and writers that queue up."""
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,18 +27,27 @@ _KEEPING = threading.Lock()
 
 _READ, _WRITE, _MIGRATE = "read", "write", "migrate"
 _QUEUE = f"SET LOCAL lock_timeout = '{BUSY_S}s'; "
+# A lock on a table of one's own: another tenant could take and keep an advisory one.
+_TURN = f"LOCK TABLE {schema.VERSION_TABLE} IN SHARE ROW EXCLUSIVE MODE"
+# The table of the first migration, which waits here for another that makes it at the same time.
+_MADE = f"""
+DO $$ BEGIN
+    CREATE TABLE IF NOT EXISTS {schema.VERSION_TABLE} (
+        version_num VARCHAR(32) NOT NULL CONSTRAINT {schema.VERSION_TABLE}_pkc PRIMARY KEY);
+EXCEPTION WHEN unique_violation OR duplicate_table OR duplicate_object THEN NULL;
+END $$; """
 # How a transaction begins. A writer waits for its turn at once, so that read-then-write can
 # neither race nor fail half way; a reader waits for nobody and sees one moment of all tables.
 _BEGIN = {
     "sqlite": {_READ: "BEGIN", _WRITE: "BEGIN IMMEDIATE", _MIGRATE: "BEGIN IMMEDIATE"},
     "postgresql": {
         _READ: "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
-        # A lock on a table of one's own: another tenant could take and keep an advisory one.
-        _WRITE: f"{_QUEUE}LOCK TABLE {schema.VERSION_TABLE} IN SHARE ROW EXCLUSIVE MODE",
-        _MIGRATE: f"{_QUEUE}SELECT pg_advisory_xact_lock(hashtext(current_schema()))",
+        _WRITE: f"{_QUEUE}{_TURN}",
+        _MIGRATE: f"{_QUEUE}{_MADE}{_TURN}",
     },
 }
 _FULL = "too many connections for role"  # what the server says, in a message without a code
+_LOCK_NOT_AVAILABLE = "55P03"
 # A server that vanished is noticed within half a minute, not after two hours of TCP.
 _POSTGRES_ARGS: dict[str, Any] = {
     "connect_timeout": 10,
@@ -113,17 +123,28 @@ def shown(engine: Engine) -> str:
 
 
 def _address(url: str) -> URL:
-    wanted = f"wanted such as {POSTGRES}://role:password@host/database"
+    wanted = f"wanted such as {POSTGRES}://role:password@host:5432/database"
     try:
         address = make_url(url)
-    except ArgumentError as exc:
-        raise BadInput(f"the URL of the state database is not one; {wanted}") from exc
+    except (ArgumentError, ValueError) as exc:
+        fault = "its port is no number" if isinstance(exc, ValueError) else "it is no URL"
+        # Not from exc: what it quotes may be a piece of the password.
+        raise BadInput(
+            f"PERENNIAL_STATE_URL is {_redacted(url)}: {fault}; {wanted}; fill in every variable,"
+            " and write @ : / ? of a password as %40 %3A %2F %3F"
+        ) from None
     kind = address.get_backend_name()
     if kind == "postgresql":
         return address.set(drivername=POSTGRES)
     if kind == "sqlite" and address.database:
         return address
     raise BadInput(f"the state database cannot be {kind}; {wanted}")
+
+
+def _redacted(url: str) -> str:
+    """As much of a URL that cannot be parsed as is surely no password."""
+    found = re.fullmatch(r"([\w+]+)://[^@?]*@([^@?]*)(?:\?[^@]*)?", url)
+    return f"{found[1]}://***@{found[2]}" if found else "'***'"
 
 
 def _sqlite(address: URL) -> Engine:
@@ -182,6 +203,11 @@ def _translate(context: ExceptionContext) -> None:
         raise Unavailable(
             f"the state database {where} gives this role no further connection: its pods use all"
             " that it may have; this passes, or the role needs more (docs/state.md)"
+        )
+    if getattr(context.original_exception, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+        raise Unavailable(
+            f"the state database {where} cannot be used now: another writer or migration of this"
+            f" role did not end within {BUSY_S} s ({said}); try again"
         )
     raise Unavailable(f"the state database {where} cannot be used now: {said}")
 
