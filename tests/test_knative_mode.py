@@ -21,11 +21,18 @@ class FakeClient:
         self.objects: dict[str, Any] = {}
         self.applied: list[tuple[str, int | None]] = []
         self.created: list[str] = []
+        self.fault: Unavailable | None = None
 
     def create(self, new: Any) -> None:
         self.created.append(manifest.revision(new))
 
     def replace(self, new: Any) -> None:
+        fault, self.fault = self.fault, None
+        if isinstance(fault, kube.Conflict):
+            raise fault
+        self.objects["retail"]["spec"] = new["spec"]
+        if fault:
+            raise fault
         self.applied.append((manifest.revision(new), manifest.percent(new)))
 
     def has_revision(self, called: str, name: str) -> None:
@@ -79,6 +86,48 @@ def test_a_candidate_waits_until_kserve_knows_what_serves(client, service, known
     assert client.applied == [("v2", 0)]
 
 
+@pytest.fixture
+def canary(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> knative.KnativeService:
+    """v1 serves, v2 is ready with nothing, and an adapter that has put it there."""
+    monkeypatch.setattr(knative.KnativeService, "_is_newest_ready", lambda self, seen: True)
+    made = knative.KnativeService(
+        client,  # type: ignore[arg-type]
+        "retail",
+        document,
+        lambda: rollout(1),
+        hold_s=0,
+    )
+    rolled_out(client, FIRST)
+    made.start(rollout(2))
+    client.applied.clear()
+    return made
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [kube.Conflict("changed meanwhile"), Unavailable("no answer")],
+    ids=["conflict", "lost"],
+)
+def test_a_share_that_met_a_fault_is_no_edit_of_somebody(client, canary, fault):
+    client.fault = fault
+    with pytest.raises(Unavailable, match=str(fault)):
+        canary.set_weights({"v1": 90, "v2": 10})
+
+    with pytest.raises(Unavailable, match="on its way to"):
+        canary.set_weights({"v1": 90, "v2": 10})
+    assert manifest.percent(client.objects["retail"]) == 10
+
+
+def test_a_conflict_does_not_hide_somebodys_edit(client, canary):
+    client.fault = kube.Conflict("changed meanwhile")
+    with pytest.raises(Unavailable, match="changed meanwhile"):
+        canary.set_weights({"v1": 50, "v2": 50})
+    client.objects["retail"] = manifest.with_percent(client.objects["retail"], 33)
+
+    with pytest.raises(Unavailable, match="somebody edited .* canaryTrafficPercent is 33"):
+        canary.set_weights({"v1": 50, "v2": 50})
+
+
 def test_what_serves_is_put_back_without_waiting(client, service):
     client.objects["retail"] = document(rollout(2))
     rolled_out(client, "")
@@ -94,6 +143,8 @@ def test_a_rollback_by_hand_to_what_kserve_holds_on_to_does_not_wait(client, ser
     service.start(replace(rollout(8), run_id=f"{plan.BY_HAND}3"))
 
     assert client.applied == [("v8", 0)]
+    client.objects["retail"] = document(rollout(1))
+    rolled_out(client, OTHER)
     with pytest.raises(Unavailable, match="has noted v8"):
         service.start(rollout(8))
 

@@ -380,14 +380,22 @@ class KnativeService:
 
     def _put(self, seen: Seen, document: Document) -> None:
         """Replace the spec as it was looked at; whoever changed it meanwhile is not overwritten."""
-        self._applied = manifest.percent(document)
+        percent = manifest.percent(document)
         if document["spec"] == seen.live["spec"]:
+            self._applied = percent
             return
         new = {**seen.live, "metadata": _merged(seen.live["metadata"], document["metadata"])}
         new["spec"] = document["spec"]
         new.pop("status", None)
-        with kube.asking(f"changing InferenceService {self._project}"):
-            self._client.replace(kube.InferenceService(**new))
+        # An answer that is lost leaves open what stands there now; a conflict does not.
+        before, self._applied = self._applied, _UNKNOWN
+        try:
+            with kube.asking(f"changing InferenceService {self._project}"):
+                self._client.replace(kube.InferenceService(**new))
+        except kube.Conflict:
+            self._applied = before
+            raise
+        self._applied = percent
         log.info(
             "applied InferenceService %s revision=%s percent=%s",
             *(self._project, _top(document), manifest.percent(document)),
