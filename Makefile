@@ -40,9 +40,8 @@ test-cluster: env ## Run the tests on a cluster: that of KUBECONFIG, or ../share
 images: ## Build the two container images (IMAGE_BUILDER, or the first of docker, podman, buildah)
 	@images/build
 
-test-full: env ## Run all tests, with whole histories of years and many kills (two hours)
-	@$(PY) -m pytest -q -m "not cluster" $(PYTEST_ARGS)
-	@PERENNIAL_TEST_KILLS=20 PERENNIAL_TEST_AWAY_S=60 PERENNIAL_TEST_PATIENCE_S=180 tests/cluster/run
+test-full: env ## Run all tests, with whole histories of years and many kills, into BENCHMARKS.md (two hours)
+	@$(PY) -m benchmarks full
 
 check: env ## Check format, lint, types, imports, and that generated files are current
 	@$(PY) -m ruff format --check $(wildcard $(CODE))

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import cluster, latency, operator, startup, whole
+from benchmarks import cluster, full, latency, operator, startup, whole
 from benchmarks.measure import ROOT, Figure
 
 PAGE = ROOT / "BENCHMARKS.md"
+# Hours: only when they are asked for.
+LONG = {"full"}
 HEAD = """# Benchmarks
 
 Measured by `make bench` on one machine, newest first. Targets are for 2 cores.
@@ -24,7 +26,9 @@ def main() -> int:
     """Run the benches asked for; exit 1 if a target was missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "only", nargs="*", help="startup, retraining, loop, nothing, latency, operator, cluster"
+        "only",
+        nargs="*",
+        help="startup, retraining, loop, nothing, latency, operator, cluster, full",
     )
     only = parser.parse_args().only
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as scratch:
@@ -33,7 +37,10 @@ def main() -> int:
         if unknown:
             parser.error(f"no bench called {', '.join(unknown)}; there are {', '.join(benches)}")
         found = [
-            f for name, bench in benches.items() if name in (only or benches) for f in _tell(bench)
+            f
+            for name, bench in benches.items()
+            if name in (only or set(benches) - LONG)
+            for f in _tell(bench)
         ]
     _write(found, only)
     return int(any(f.kept is False for f in found))
@@ -49,6 +56,7 @@ def _benches(bin_folder: Path, scratch: Path) -> dict[str, Callable[[], list[Fig
         "latency": lambda: latency.figures(bin_folder, scratch / "latency"),
         "operator": lambda: operator.figures(scratch / "operator"),
         **({"cluster": cluster.figures} if os.environ.get("KUBECONFIG") else {}),
+        "full": full.figures,
     }
 
 
