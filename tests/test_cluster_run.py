@@ -38,13 +38,16 @@ def checkout(tmp_path: Path) -> Path:
 
 def ran(checkout: Path, **variables: str) -> tuple[int, list[str]]:
     """The exit code of the script, and what it called by then."""
-    said = checkout / "said"
+    said, log = checkout / "said", checkout / "log"
     there = {"SAID": str(said), "FAILS": "", "CLUSTER": "down", "STORES": "down"}
     clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     command = [str(checkout / "ours" / "tests" / "cluster" / "run"), "one file"]
-    done = subprocess.run(
-        command, env={**clean, **there, **variables}, capture_output=True, text=True, check=False
-    )
+    with log.open("w") as told:
+        print("before", file=told, flush=True)
+        done = subprocess.run(
+            command, env={**clean, **there, **variables}, stdout=told, stderr=told, check=False
+        )
+    assert log.read_text().startswith("before\n"), "a log that is a file is not begun anew"
     return done.returncode, [line.strip() for line in said.read_text().splitlines()]
 
 
