@@ -39,6 +39,21 @@ with httpx.Client(timeout=60) as client, ThreadPoolExecutor(20) as pool:
     sent = [pool.submit(post, client) for _ in range(count)]
     print(len([one.result() for one in sent]))
 """
+# It ends by itself, also when nobody ends it.
+FLOOD = """
+import json, sys, time, httpx
+from concurrent.futures import ThreadPoolExecutor
+url, seconds, headers, body = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
+until = time.monotonic() + seconds
+def post(client):
+    sent = 0
+    while time.monotonic() < until:
+        client.post(url, headers=headers, content=body)
+        sent += 1
+    return sent
+with httpx.Client(timeout=60) as client, ThreadPoolExecutor(10) as pool:
+    print(sum(pool.map(post, [client] * 10)))
+"""
 
 
 @contextmanager
@@ -93,12 +108,21 @@ def ready(kubectl: Any, space: str, *names: str) -> None:
 
 def send(kubectl: Any, space: str, event: Event, count: int) -> None:
     """Let a pod of the tenant send an event to its Broker, so many times."""
+    _start(kubectl, space, SEND, event, count)
+
+
+def flood(kubectl: Any, space: str, event: Event, seconds: int) -> None:
+    """Let a pod of the tenant send an event to its Broker again and again, for so long."""
+    _start(kubectl, space, FLOOD, event, seconds)
+
+
+def _start(kubectl: Any, space: str, code: str, event: Event, how_many: int) -> None:
     headers, body = events.to_http(event, KEY)
-    asked = [f"{INGRESS}/{space}/default", str(count), json.dumps(headers), body.decode()]
+    asked = [f"{INGRESS}/{space}/default", str(how_many), json.dumps(headers), body.decode()]
     container = {
         "name": "main",
         "image": IMAGE,
-        "command": ["python", "-c", SEND, *asked],
+        "command": ["python", "-c", code, *asked],
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
         "securityContext": job.RESTRICTED,
     }

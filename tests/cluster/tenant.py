@@ -33,7 +33,9 @@ here = bundle.near(state, rollouts.serving(engine, "retail").digest)
 kept = {path.name: path.read_bytes() for path in (here / "model").iterdir()}
 kept.pop("manifest.json")
 lineage = bundle.parts(here).lineage
-kept["lineage.json"] = bundle.lineage_json(replace(lineage, seed=lineage.seed + 1))
+# Another one, so that what is spoiled is never planted again as a good one.
+apart = 1000 if "spoiled" in sys.argv else 1
+kept["lineage.json"] = bundle.lineage_json(replace(lineage, seed=lineage.seed + apart))
 folder = Path(f"/home/perennial/planted-{time.time_ns()}")
 digest = bundle.close(folder, kept)
 store = Folder(state.artifacts("bundles"))

@@ -2,12 +2,12 @@
 
 import pytest
 import retraining as loop
-from brokers import NOBODY, broker, ended, here, listening, send
+from brokers import NOBODY, broker, ended, flood, here, listening, send
 from neighbours import neighbour, served
 
 pytestmark = pytest.mark.cluster
 
-EVENTS = 1500
+FLOOD_S = 300
 
 
 def test_an_event_is_decided_while_a_neighbour_floods_its_broker_and_holds_its_database(
@@ -21,7 +21,7 @@ def test_an_event_is_decided_while_a_neighbour_floods_its_broker_and_holds_its_d
     ):
         broker(kubectl, first, here(port))
         broker(kubectl, second, NOBODY)
-        send(kubectl, second, loop.event(7), EVENTS)
+        flood(kubectl, second, loop.event(7), FLOOD_S)
         theirs.take_all()
         theirs.lock()
 
@@ -31,5 +31,5 @@ def test_an_event_is_decided_while_a_neighbour_floods_its_broker_and_holds_its_d
 
         assert ours.decided(event)
         assert [e.subject for e in ours.ledger.entries("churn", "event.received")] == [event.id]
-        flood = kubectl.get("-n", second, "pod", "sender")["status"]["phase"]
-        assert flood == "Running", "the flood went on all that while, and ends with its namespace"
+        phase = kubectl.get("-n", second, "pod", "sender")["status"]["phase"]
+        assert phase == "Running", "the flood went on all that while, and ends with its namespace"
