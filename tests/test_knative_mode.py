@@ -7,7 +7,7 @@ import pytest
 from adapters import rollout
 
 from perennial import kube
-from perennial.errors import Unavailable
+from perennial.errors import BadInput, PerennialError, Unavailable
 from perennial.records import RolloutState
 from perennial.rollout import knative, manifest, plan
 
@@ -21,14 +21,14 @@ class FakeClient:
         self.objects: dict[str, Any] = {}
         self.applied: list[tuple[str, int | None]] = []
         self.created: list[str] = []
-        self.fault: Unavailable | None = None
+        self.fault: PerennialError | None = None
 
     def create(self, new: Any) -> None:
         self.created.append(manifest.revision(new))
 
     def replace(self, new: Any) -> None:
         fault, self.fault = self.fault, None
-        if isinstance(fault, kube.Conflict):
+        if isinstance(fault, kube.Conflict | BadInput):
             raise fault
         self.objects["retail"]["spec"] = new["spec"]
         if fault:
@@ -118,9 +118,10 @@ def test_a_share_that_met_a_fault_is_no_edit_of_somebody(client, canary, fault):
     assert manifest.percent(client.objects["retail"]) == 10
 
 
-def test_a_conflict_does_not_hide_somebodys_edit(client, canary):
-    client.fault = kube.Conflict("changed meanwhile")
-    with pytest.raises(Unavailable, match="changed meanwhile"):
+@pytest.mark.parametrize("refusal", [kube.Conflict("refused"), BadInput("refused")])
+def test_a_refusal_does_not_hide_somebodys_edit(client, canary, refusal):
+    client.fault = refusal
+    with pytest.raises(PerennialError, match="refused"):
         canary.set_weights({"v1": 50, "v2": 50})
     client.objects["retail"] = manifest.with_percent(client.objects["retail"], 33)
 

@@ -253,9 +253,9 @@ def test_a_record_that_names_a_folder_outside_is_not_followed(tmp_path):
     (tmp_path / "evil").mkdir()
     (tmp_path / "evil" / "passwd").write_text("x")
     store.keep(tmp_path / "evil", "files/../etc")
-    store.write("done/a.json", json.dumps({"x": {"uri": f"{tmp_path}/root/../etc/passwd"}}))
+    store.write("done/a.json", json.dumps({"x": {"uri": f"{tmp_path}/pod/../etc/passwd"}}))
 
-    steps = inpod.Steps(tmp_path / "root", store)
+    steps = inpod.Steps(tmp_path / "pod", store)
 
     assert steps.fetch() == 0
     assert not (tmp_path / "etc").exists()

@@ -27,6 +27,7 @@ KnativeRevision = create_namespaced_resource("serving.knative.dev", "v1", "Revis
 HOLD_S = 3.0
 _POLL_S = 0.1
 _UNKNOWN = -1
+_REFUSALS = (kube.Conflict, kube.Forbidden, kube.Missing, BadInput)
 
 
 @dataclass(frozen=True)
@@ -387,12 +388,12 @@ class KnativeService:
         new = {**seen.live, "metadata": _merged(seen.live["metadata"], document["metadata"])}
         new["spec"] = document["spec"]
         new.pop("status", None)
-        # An answer that is lost leaves open what stands there now; a conflict does not.
+        # An answer that is lost leaves open what stands there now; a refusal does not.
         before, self._applied = self._applied, _UNKNOWN
         try:
             with kube.asking(f"changing InferenceService {self._project}"):
                 self._client.replace(kube.InferenceService(**new))
-        except kube.Conflict:
+        except _REFUSALS:
             self._applied = before
             raise
         self._applied = percent
