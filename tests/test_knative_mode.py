@@ -182,3 +182,38 @@ def test_with_nothing_that_serves_there_is_nothing_to_wait_for(client):
     service.start(rollout(2))
 
     assert client.applied == [("v2", 0)]
+
+
+def all_went_back(client: FakeClient, rolled_out: str, noted: str) -> None:
+    """v8 failed at 100 % and stands at 0; Knative has given everything back to v1."""
+    service = manifest.with_percent(document(rollout(8)), 0)
+    told: dict[str, Any] = {"latestRolledoutRevision": rolled_out}
+    told["previousRolledoutRevision"] = FIRST
+    told["traffic"] = [{"revisionName": noted, "percent": 100}]
+    service["status"] = {"components": {"predictor": told}}
+    client.objects["retail"] = service
+    labels = service["spec"]["predictor"]["labels"]
+    client.objects["retail-predictor"] = {
+        "metadata": {"generation": 4},
+        "spec": {"template": {"metadata": {"labels": labels}}, "traffic": [{"percent": 0}]},
+        "status": {
+            "observedGeneration": 4,
+            "traffic": [{"revisionName": FIRST, "percent": 100}],
+            "conditions": [{"type": "RoutesReady", "status": "True"}],
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("rolled_out", "noted"),
+    [(OTHER, FIRST), (FIRST, OTHER)],
+    ids=["KServe gives it to the failed one again", "KServe has not looked since"],
+)
+def test_traffic_is_not_back_while_kserve_may_still_move_it(client, canary, rolled_out, noted):
+    all_went_back(client, rolled_out, noted)
+
+    with pytest.raises(Unavailable, match="on its way to"):
+        canary.set_weights({"v1": 100})
+
+    all_went_back(client, FIRST, FIRST)
+    canary.set_weights({"v1": 100})

@@ -27,6 +27,7 @@ from perennial.local import stack as stacks
 from perennial.local.stack import Stack
 from perennial.records import Phase, RolloutState
 from perennial.retrain import launchers
+from perennial.rollout.envoy import EnvoyTraffic
 from perennial.settings import Settings
 from perennial.store import rollouts
 from perennial.store.engine import make_engine
@@ -276,7 +277,17 @@ def test_a_good_model_is_promoted_under_traffic_without_a_failed_request(running
     assert all(s["canary_requests"] >= 30 for s in steps if s["version"] == 2)
 
 
-def test_a_rollback_by_hand_from_elsewhere_takes_seconds_and_no_request(running, ours, capsys):
+def test_a_rollback_by_hand_from_elsewhere_takes_seconds_and_no_request(
+    running, ours, capsys, monkeypatch
+):
+    move, waiting = EnvoyTraffic.set_weights, []
+
+    def slowly(self, weights):
+        time.sleep(1)
+        waiting.append(asked.is_alive())
+        move(self, weights)
+
+    monkeypatch.setattr(EnvoyTraffic, "set_weights", slowly)
     with Clients(running).sending() as clients:
         asked = threading.Thread(target=stacks.roll_back, args=(ours, ""))
         started = time.monotonic()
@@ -286,6 +297,7 @@ def test_a_rollback_by_hand_from_elsewhere_takes_seconds_and_no_request(running,
         tick_until(running, lambda: not asked.is_alive())
 
     assert took_s < 5
+    assert waiting and all(waiting), "it was told before requests went there"
     assert ask(running).headers["x-revision"] == "v1"
     assert (clients.statuses, clients.failures) == ({200}, [])
     assert capsys.readouterr().out.startswith("v1 (")

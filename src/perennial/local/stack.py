@@ -322,13 +322,22 @@ def roll_back(settings: Settings, text: str) -> int:
         raise Unavailable(f"no stack of {name} runs; start it by 'perennial up', then roll back")
     engine = make_engine(state.url)
     before = rollouts.serving(engine, name)
-    wish = controller.roll_back(engine, Ledger(engine), name, datetime.now(UTC))
+    ledger = Ledger(engine)
+    wish = controller.roll_back(engine, ledger, name, datetime.now(UTC))
 
     def end() -> RolloutState:
         return rollouts.get(engine, wish.id) or wish
 
+    def is_done() -> bool:
+        # A promotion is written down before traffic moves, and told after.
+        phase = end().phase
+        moved = phase is not Phase.PROMOTED or controller.is_told(
+            ledger, controller.ROLLED_BACK, wish
+        )
+        return phase.over and moved
+
     patience_s = 2 * projects.Rollout().ready_s
-    if not processes.wait_until(lambda: end().phase.over, patience_s):
+    if not processes.wait_until(is_done, patience_s):
         raise Unavailable(f"the rollback to {_name(wish)} was not done within {patience_s:g} s")
     if end().phase is not Phase.PROMOTED:
         raise Unavailable(f"{_name(wish)} does not serve again: {end().reason}")

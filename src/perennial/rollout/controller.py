@@ -22,6 +22,8 @@ from perennial.store import fence, rollouts
 
 log = logging.getLogger(__name__)
 
+ROLLED_BACK = "rolled_back"  # kind of the ledger's entry about a rollout that was taken back
+
 
 class Subject(Protocol):
     """Whose rollouts are moved: a project, or what a cluster knows of one."""
@@ -319,8 +321,7 @@ class Controller:
         return self._is_recorded(_kind(last, plan.before(last, history)), last)
 
     def _is_recorded(self, kind: str, state: RolloutState) -> bool:
-        entries = self._ledger.entries(self._project.name, kind)
-        return any(e.body.get("rollout") == state.id for e in entries)
+        return is_told(self._ledger, kind, state)
 
     def _append(
         self,
@@ -400,10 +401,16 @@ def roll_back(engine: Engine, ledger: Ledger, project: str, now: datetime) -> Ro
     return wish
 
 
+def is_told(ledger: Ledger, kind: str, state: RolloutState) -> bool:
+    """Does the ledger tell of a rollout's end? It does when traffic has moved, not before."""
+    entries = ledger.entries(state.project, kind)
+    return any(e.body.get("rollout") == state.id for e in entries)
+
+
 def _kind(last: RolloutState, before: RolloutState | None) -> str:
     """How the ledger calls the end of a rollout."""
     if last.phase is Phase.ROLLED_BACK or (before and plan.is_by_hand(last)):
-        return "rolled_back"
+        return ROLLED_BACK
     return "promoted" if before else "served"
 
 

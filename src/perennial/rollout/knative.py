@@ -59,11 +59,12 @@ class Seen:
     @property
     def shares(self) -> dict[str, int]:
         """Percent of each of Knative's revisions."""
-        found: dict[str, int] = {}
-        for entry in self.status.get("traffic", ()):
-            name = entry.get("revisionName", "")
-            found[name] = found.get(name, 0) + int(entry.get("percent") or 0)
-        return {name: percent for name, percent in found.items() if percent}
+        return _shares(self.status)
+
+    @property
+    def is_noted(self) -> bool:
+        """Has KServe seen the split that Knative made?"""
+        return _shares(self.kserve) == self.shares
 
     @property
     def is_carried(self) -> bool:
@@ -266,7 +267,17 @@ class KnativeService:
 
     def _holds(self, seen: Seen, wanted: Mapping[str, int]) -> bool:
         routed = conditions.is_true(seen.knative, "RoutesReady")
-        return seen.is_carried and routed and self._weights(seen) == wanted
+        acted = seen.is_carried and routed and self._weights(seen) == wanted
+        return acted and seen.is_noted and self._is_kept(seen, wanted)
+
+    def _is_kept(self, seen: Seen, wanted: Mapping[str, int]) -> bool:
+        """Does KServe give the rest to whom it is meant for?
+
+        It gives it to what it holds to be rolled out. After a moment at 100 % that is the newest
+        revision, and all traffic goes back there once more before KServe corrects itself.
+        """
+        rest = [name for name in wanted if name != seen.top] or [seen.top]
+        return self._label(seen.kserve.get("latestRolledoutRevision", "")) in rest
 
     def _tidy(self, seen: Seen | None) -> None:
         """Let what serves have all traffic by being the newest, not by having been it."""
@@ -401,6 +412,14 @@ class KnativeService:
             "applied InferenceService %s revision=%s percent=%s",
             *(self._project, _top(document), manifest.percent(document)),
         )
+
+
+def _shares(status: Document) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for entry in status.get("traffic", ()):
+        name = entry.get("revisionName", "")
+        found[name] = found.get(name, 0) + int(entry.get("percent") or 0)
+    return {name: percent for name, percent in found.items() if percent}
 
 
 def _top(document: Document) -> str:
