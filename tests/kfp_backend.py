@@ -22,6 +22,10 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from perennial.ledger import Ledger
+from perennial.steps import notify
+
+GATE = {"record": {"results": [{"passed": True, "reason": "AUC is fine"}]}}
 STEPS = ["ingest", "validate", "features", "train", "evaluate", "gate", "register", "deploy"]
 UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 PAGE = {"page_token", "page_size", "sort_by", "filter", "namespace", "experiment_id"}
@@ -75,6 +79,7 @@ class FakeKfp:
         self.bodies: list[Any] = []
         self.down = False
         self.plan: dict[str, list[str]] = {}  # outcomes of a step, one an attempt; else it succeeds
+        self.plan_for: Callable[[dict[str, Any]], dict[str, list[str]]] = lambda _: self.plan
         self.acts: dict[str, Act] = {}  # by step, also "notify"
         self.experiments: dict[str, Any] = {}
         self.pipelines: dict[str, Any] = {}
@@ -257,8 +262,9 @@ class FakeKfp:
         run.finished_at = UNKNOWN_TIME
         run.state_history = []
         owner = self.experiments[run.experiment_id].namespace or ""
-        made = FakeRun(run, {k: list(v) for k, v in self.plan.items()}, {}, owner)
-        made.parameters = dict(run.runtime_config.parameters or {})
+        parameters = dict(run.runtime_config.parameters or {})
+        plan = {k: list(v) for k, v in self.plan_for(parameters).items()}
+        made = FakeRun(run, plan, parameters, owner)
         move(made, "PENDING", self.now())
         self.runs[made.id] = made
         return made
@@ -423,6 +429,39 @@ def check_spec(spec: dict[str, Any]) -> dict[str, Any]:
     except json_format.ParseError as exc:
         raise Answer(400, f"unknown template format: {exc}") from exc
     return spec
+
+
+def acts(ledger: Ledger) -> dict[str, Act]:
+    """Steps that write to the ledger what ours write there, by name."""
+
+    def begin(run: FakeRun) -> None:
+        asked = {name: run.parameters.get(name) for name in ("trigger", "as_of")}
+        _write(ledger, "run.started", run, **asked)
+
+    return {
+        "ingest": begin,
+        "gate": lambda run: _write(ledger, "gate", run, **GATE),
+        "notify": lambda run: _tell_end(ledger, run),
+    }
+
+
+def failing(ledger: Ledger, reason: str, step: str = "train") -> Act:
+    """A step that writes to the ledger why it failed."""
+    return lambda run: _write(ledger, "step.failed", run, step=step, reason=reason)
+
+
+def _write(ledger: Ledger, kind: str, run: FakeRun, **body: object) -> None:
+    told = {"run": run.id, **body}
+    ledger.append(kind, project="retail", subject=run.id, body=told, now=datetime.now(UTC))
+
+
+def _tell_end(ledger: Ledger, run: FakeRun) -> None:
+    """What the exit handler does, with what a backend tells it."""
+    name = SimpleNamespace(name="retail")
+    ctx = SimpleNamespace(
+        ledger=ledger, engine=ledger._engine, project=name, run=run.id, now=datetime.now(UTC)
+    )
+    notify.notify(ctx, "FAILED" if "FAILED" in run.done.values() else "COMPLETE", "")
 
 
 ROUTES = [

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import tiny
 import yaml
-from launchers import LONG, WELL, WRONG, LauncherContract, eventually
+from launchers import LONG, REASON, WELL, WRONG, LauncherContract, eventually
 
 from perennial import bundle
 from perennial.errors import BadInput, RunFailed
@@ -127,6 +127,7 @@ class Bench:
     """The fake pipeline in a process of this machine."""
 
     project = "tiny"
+    reason = REASON
 
     def __init__(self, settings: Settings, spec: Path, folder: Path) -> None:
         self.launcher = launchers.LocalLauncher(settings, spec)

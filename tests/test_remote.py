@@ -2,14 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from kfp_backend import STEPS, FakeKfp, FakeRun, serving
-from launchers import LONG, REASON, WELL, WRONG, OutlivingContract
+from kfp_backend import STEPS, FakeKfp, acts, failing, serving
 
 from perennial.errors import RunFailed, Unavailable
 from perennial.ledger import Ledger
@@ -18,13 +16,12 @@ from perennial.retrain.backend import read_spec
 from perennial.retrain.launchers import RunRequest, RunResult
 from perennial.retrain.remote import KfpLauncher
 from perennial.settings import Settings
-from perennial.steps import context, notify
+from perennial.steps import context
 from perennial.store import lease
 from perennial.store.engine import make_engine
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = (ROOT / "pipelines" / "training.yaml").read_text()
-GATE = {"record": {"results": [{"passed": True, "reason": "AUC is fine"}]}}
 
 
 @pytest.fixture(autouse=True)
@@ -56,26 +53,8 @@ def laptop(settings: Settings, fake: FakeKfp) -> Settings:
 def ledger(cluster: Settings, fake: FakeKfp) -> Ledger:
     """The ledger that the fake's steps write to, as ours do."""
     found = Ledger(make_engine(cluster.state_url))
-
-    def write(kind: str, run: FakeRun, **body: object) -> None:
-        told = {"run": run.id, **body}
-        found.append(kind, project="retail", subject=run.id, body=told, now=datetime.now(UTC))
-
-    fake.acts["ingest"] = lambda run: write(
-        "run.started", run, trigger=run.parameters["trigger"], as_of=run.parameters["as_of"]
-    )
-    fake.acts["gate"] = lambda run: write("gate", run, **GATE)
-    fake.acts["notify"] = lambda run: tell_end(found, run)
+    fake.acts |= acts(found)
     return found
-
-
-def tell_end(ledger: Ledger, run: FakeRun) -> None:
-    """What the exit handler does, with what a backend tells it."""
-    name = SimpleNamespace(name="retail")
-    ctx = SimpleNamespace(
-        ledger=ledger, engine=ledger._engine, project=name, run=run.id, now=datetime.now(UTC)
-    )
-    notify.notify(ctx, "FAILED" if "FAILED" in run.done.values() else "COMPLETE", "")
 
 
 def launching(settings: Settings, **more: float) -> KfpLauncher:
@@ -84,44 +63,6 @@ def launching(settings: Settings, **more: float) -> KfpLauncher:
 
 def request(key: str = "event 1") -> RunRequest:
     return RunRequest(ROOT / "examples" / "retail", trigger="event 1", key=key)
-
-
-def failing(ledger: Ledger, reason: str) -> Callable[[FakeRun], None]:
-    """A step that writes to the ledger why it failed."""
-
-    def act(run: FakeRun) -> None:
-        body = {"run": run.id, "step": "train", "reason": reason}
-        ledger.append(
-            "step.failed", project="retail", subject=run.id, body=body, now=datetime.now(UTC)
-        )
-
-    return act
-
-
-class KfpBench:
-    """The launcher before the fake, whose steps do to the ledger what ours do."""
-
-    project = "retail"
-
-    def __init__(self, launcher: KfpLauncher, fake: FakeKfp, ledger: Ledger) -> None:
-        self.launcher = launcher
-        self.ledger = ledger
-        self._fake = fake
-
-    def ask(self, how: str, key: str) -> RunRequest:
-        self._fake.plan = {WELL: {}, WRONG: {"train": ["killed"]}, LONG: {"train": ["hang"]}}[how]
-        if how == WRONG:
-            self._fake.acts["train"] = failing(self.ledger, REASON)
-        return request(key)
-
-    def goes_on(self) -> bool:
-        return any("RUNNING" in run.done.values() for run in self._fake.runs.values())
-
-
-class TestKfpLauncher(OutlivingContract):
-    @pytest.fixture
-    def bench(self, cluster: Settings, fake: FakeKfp, ledger: Ledger) -> KfpBench:
-        return KfpBench(launching(cluster), fake, ledger)
 
 
 def test_a_run_that_ends_well_gives_its_id_and_tells_its_steps(cluster, fake, ledger):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import tiny
 import yaml
-from launchers import LONG, WELL, WRONG, OutlivingContract, eventually
+from launchers import LONG, REASON, WELL, WRONG, OutlivingContract, eventually
 from lightkube.models.meta_v1 import Status
 from lightkube.resources.batch_v1 import Job
 from lightkube.resources.core_v1 import Event, Pod
@@ -298,6 +298,7 @@ class Node:
     """An API server and a node for one Job: its pod is a process, and its log a file."""
 
     project = "tiny"
+    reason = REASON
 
     def __init__(self, pods: Pods) -> None:
         self._pods = pods
