@@ -314,6 +314,28 @@ def test_a_rollback_by_hand_switches_at_once_to_the_warm_version(world):
     assert last.body["reason"] == "by hand; v1 serves again"
 
 
+def test_a_restart_of_long_ago_says_nothing_against_a_version_that_is_well(world):
+    for version in (1, 2):
+        world.until_over(version)
+    world.revisions.dead = {"v1": "v1: predictor ended with 137"}
+
+    world.roll_back()
+
+    assert world.tick().phase is Phase.PROMOTED
+    assert world.traffic.now == {"v1": 100}
+
+
+def test_a_version_that_ends_at_once_is_no_place_to_go_back_to(world):
+    for version in (1, 2):
+        world.until_over(version)
+    world.revisions.dead, world.revisions.slow = {"v1": "it ended with 1"}, {"v1"}
+
+    world.roll_back()
+
+    assert world.tick().phase is Phase.ROLLED_BACK
+    assert world.traffic.now == {"v2": 100}
+
+
 def test_a_rollback_to_a_stopped_version_starts_it_without_traffic_first(world):
     for version in (1, 2):
         world.until_over(version)

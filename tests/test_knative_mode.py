@@ -184,6 +184,17 @@ def test_with_nothing_that_serves_there_is_nothing_to_wait_for(client):
     assert client.applied == [("v2", 0)]
 
 
+def test_revisions_that_count_from_one_again_are_not_taken_for_those_before(client, service):
+    client.objects["retail-predictor"]["metadata"]["uid"] = "first"
+    assert service.weights() == {"v1": 100}
+
+    # Somebody deleted the InferenceService; what serves by now was made anew in its place.
+    client.objects["retail-predictor"]["metadata"]["uid"] = "second"
+    client.has_revision(FIRST, "v2")
+
+    assert service.weights() == {"v2": 100}
+
+
 def all_went_back(client: FakeClient, rolled_out: str, noted: str) -> None:
     """v8 failed at 100 % and stands at 0; Knative has given everything back to v1."""
     service = manifest.with_percent(document(rollout(8)), 0)

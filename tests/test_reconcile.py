@@ -476,6 +476,43 @@ def test_an_edit_is_told_once_in_ledger_and_resource(world):
     assert applied["status"] == "True"
 
 
+def test_who_takes_over_looks_for_edits_that_nobody_led_to_see(world):
+    second = world.another("two")
+    world.wish(1)
+    world.turn(6)
+    world.place().edits = ["spec.predictor.maxReplicas is 3, applied was 1"]
+    # The one that waits hears of it, and has no use for it yet.
+    world.edit(2)
+    world.turn(1, second)
+    world.clock.seconds += 60
+
+    world.turn(3, second)
+
+    (told,) = Ledger(world.engine).entries("tiny", "serving.edited")
+    assert told.body["edits"] == world.place().edits
+    applied = next(c for c in world.status("tiny-v1")["conditions"] if c["type"] == "AsApplied")
+    assert applied["message"] == world.place().edits[0]
+
+
+def test_an_edit_that_stands_is_still_shown_after_a_takeover_and_its_end_is_told(world):
+    world.wish(1)
+    world.turn(6)
+    world.place().edits = ["spec.predictor.maxReplicas is 3, applied was 1"]
+    world.edit(2)
+    world.turn(3)
+    world.clock.seconds += 60
+    world.reconciler = world.another("two")
+    world.turn(3)
+
+    applied = next(c for c in world.status("tiny-v1")["conditions"] if c["type"] == "AsApplied")
+    assert applied["status"] == "False"
+    world.clock.seconds += 60
+    world.place().edits = []
+    world.turn(3, world.another("three"))
+    entries = Ledger(world.engine).entries("tiny", "serving.edited")
+    assert [bool(e.body["edits"]) for e in entries] == [True, False]
+
+
 @pytest.mark.parametrize("how", ["under the operator", "before it came", "with the cluster"])
 def test_what_serves_is_made_anew_when_it_is_not_there_and_that_is_told(world, how):
     world.wish(1)

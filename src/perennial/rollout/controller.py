@@ -159,7 +159,10 @@ class Controller:
             return str(exc)
         except PerennialError as exc:
             return str(exc)
-        return self._revisions.died(name)
+        fault = self._revisions.died(name)
+        # What a person goes back to may have been restarted long ago, and be well since.
+        is_well = plan.is_by_hand(state) and self._waits(name) is None
+        return "" if is_well else fault
 
     def _step(self, state: RolloutState) -> RolloutState:
         stable = self._stable()

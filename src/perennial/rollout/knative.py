@@ -109,7 +109,8 @@ class KnativeService:
         self._serving = serving
         self._pinned = pinned
         self._hold_s = hold_s
-        self._labels: dict[str, str] = {}
+        self._labels: dict[str, str] = {}  # of Knative's revisions
+        self._labelled = ""  # the Knative Service that these are of
         self._applied: int | None = _UNKNOWN
 
     def names(self) -> tuple[str, ...]:
@@ -381,8 +382,12 @@ class KnativeService:
             return None
         if live["metadata"].get("deletionTimestamp"):
             raise Unavailable(f"InferenceService {self._project} is being deleted")
-        knative = kube.find(self._client, KnativeServing, f"{self._project}-predictor")
-        return Seen(live, knative or {})
+        knative = kube.find(self._client, KnativeServing, f"{self._project}-predictor") or {}
+        # Whoever is made anew counts its revisions from 1 again.
+        made = str(knative.get("metadata", {}).get("uid", ""))
+        if made != self._labelled:
+            self._labels, self._labelled = {}, made
+        return Seen(live, knative)
 
     def _create(self, document: Document) -> None:
         with kube.asking(f"creating InferenceService {self._project}"):

@@ -125,9 +125,11 @@ def _run(settings: Settings, given: argparse.Namespace) -> int:
         raise BadInput("PERENNIAL_STATE_URL is missing: the operator needs the store of the loop")
     stop, health, clock = _told_to_stop(), Health(), SystemClock()
     with ExitStack() as opened:
-        opened.enter_context(health.told(given.host, given.health_port))
         client = opened.enter_context(kube.connect(settings.namespace))
         migrate.await_tables(settings.state_url, pause=lambda s: stop.wait(s) and sys.exit())
+        # Not before: who has no tables is not ready.
+        health.turned()
+        opened.enter_context(health.told(given.host, given.health_port))
         engine = make_engine(settings.state_url)
         opened.callback(engine.dispose)
         if settings.deployment_mode == places.STANDARD:

@@ -205,7 +205,10 @@ class Reconciler:
                 guard=self._leader.guard,
                 on_restored=self._record_restored,
             )
-            self._desks[project] = Desk(adapters, controller)
+            # What was changed while nobody led is looked for, and what was told is not told again.
+            told = self._ledger.entries(project, EDITED)
+            edits = list(told[-1].body["edits"]) if told else []
+            self._desks[project] = Desk(adapters, controller, edits, is_dirty=True)
             self._unseen.discard(project)
         return self._desks[project]
 
