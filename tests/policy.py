@@ -4,6 +4,7 @@ Each check returns its faults as sentences, and raises Nothing when it had nothi
 """
 
 import ipaddress
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -244,6 +245,9 @@ def _served(doc: Doc) -> Iterator[str]:
         yield "has no port that could be probed"
     for container in doors:
         yield from _unprobed(container)
+        path = container.get("readinessProbe", {}).get("httpGet", {}).get("path", "")
+        if not re.fullmatch(r"/v2/models/[^/]+/ready", path):
+            yield f"{container['name']} is ready without its model: it is probed at {path or '?'}"
 
 
 def _unprobed(container: Doc) -> Iterator[str]:

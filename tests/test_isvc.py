@@ -71,6 +71,7 @@ def test_a_shipped_file_keeps_the_rules_of_knative_mode(root, name):
     door = containers["transformer-container"]
     # Knative fills in the port of a liveness probe, and not that of a startup probe.
     assert {p["httpGet"]["port"] for key, p in door.items() if key.endswith("Probe")} == {8080}
+    assert door["readinessProbe"]["httpGet"]["path"] == f"/v2/models/{name}/ready"
     # Both fetch the bundle themselves: KServe's init container breaks `restricted`.
     assert "STORAGE_URI" not in str(containers)
     assert all(

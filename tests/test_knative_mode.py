@@ -129,6 +129,33 @@ def test_a_refusal_does_not_hide_somebodys_edit(client, canary, refusal):
         canary.set_weights({"v1": 50, "v2": 50})
 
 
+def test_a_candidate_waits_while_another_one_has_traffic(client, service):
+    told = client.objects["retail-predictor"]["status"]
+    told["traffic"] = [
+        {"revisionName": FIRST, "percent": 90},
+        {"revisionName": OTHER, "percent": 10},
+    ]
+    rolled_out(client, FIRST)
+
+    with pytest.raises(Unavailable, match=r"v2 waits: \['v8'\] has traffic still"):
+        service.start(rollout(2))
+    assert client.applied == []
+
+
+def test_what_kserve_does_not_remember_comes_up_anew_with_nothing(client, service):
+    """v8 and v9 were promoted since, and v9 is to give everything back to v1."""
+    third = "retail-predictor-00003"
+    client.has_revision(third, "v9")
+    client.objects["retail"] = document(rollout(9))
+    status = {"latestRolledoutRevision": third, "previousRolledoutRevision": OTHER}
+    client.objects["retail"]["status"] = {"components": {"predictor": status}}
+
+    with pytest.raises(Unavailable, match="v1 comes up anew, KServe does not remember it"):
+        service.set_weights({"v1": 100})
+
+    assert client.applied == [("v1", 0)]
+
+
 def test_what_serves_is_put_back_without_waiting(client, service):
     client.objects["retail"] = document(rollout(2))
     rolled_out(client, "")

@@ -389,6 +389,16 @@ def test_a_server_of_kserve_that_is_not_probed_is_found(probe):
     assert [f for f in policy.workloads([document]) if wanted in f] != []
 
 
+def test_a_server_of_kserve_that_is_ready_without_its_model_is_found():
+    document = copy.deepcopy(next(d for d in templates() if "containers" in d["spec"]["predictor"]))
+    for container in document["spec"]["predictor"]["containers"]:
+        if "readinessProbe" in container:
+            container["readinessProbe"]["httpGet"]["path"] = "/v2/health/ready"
+
+    (found,) = policy.workloads([document])
+    assert "ready without its model" in found
+
+
 @pytest.mark.parametrize("mode", ["Knative", "Standard"])
 def test_the_servers_that_the_operator_makes_are_restricted_and_fit_the_policies(mode):
     state = RolloutState(1, "retail", 7, "ab", "s3://b/c", "r", Phase.WISHED, -1, 0, "")

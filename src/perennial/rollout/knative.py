@@ -382,7 +382,8 @@ class KnativeService:
             return None
         if live["metadata"].get("deletionTimestamp"):
             raise Unavailable(f"InferenceService {self._project} is being deleted")
-        knative = kube.find(self._client, KnativeServing, f"{self._project}-predictor") or {}
+        called = f"{self._project}-predictor"
+        knative: Document = kube.find(self._client, KnativeServing, called) or {}
         # Whoever is made anew counts its revisions from 1 again.
         made = str(knative.get("metadata", {}).get("uid", ""))
         if made != self._labelled:
