@@ -40,7 +40,7 @@ test-cluster: env ## Run the tests on a cluster: that of KUBECONFIG, or ../share
 images: ## Build the two container images (IMAGE_BUILDER, or the first of docker, podman, buildah)
 	@images/build
 
-test-full: env ## Run all tests, with whole histories of years and many kills, into BENCHMARKS.md (two hours)
+test-full: env ## Run all tests, with whole histories of years and many kills, into BENCHMARKS.md (75 minutes)
 	@$(PY) -m benchmarks full
 
 check: env ## Check format, lint, types, imports, and that generated files are current
