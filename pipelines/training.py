@@ -23,7 +23,7 @@ SPEC = Path(__file__).with_suffix(".yaml")
 
 @dsl.pipeline(name="training", display_name="Train, judge and register a model")
 def training(
-    project: str = "examples/retail",
+    project: str,
     source: str = "",
     as_of: str = "",
     trials: int = 0,
@@ -33,7 +33,7 @@ def training(
     """Turn raw rows into a model that earned its place, or say why it did not.
 
     Args:
-        project: Folder with a project.yaml; a relative one is looked up here and below the root.
+        project: Folder with a project.yaml, or a YAML file; on a cluster projects/<name>.yaml.
         source: File with raw rows, instead of the one that the project names.
         as_of: Moment up to which data and labels are known (2011-09-01); empty is the newest row.
         trials: Parameter settings to try; 0 takes the project's number.

@@ -354,6 +354,10 @@ class FakeKfp:
         unknown = set(given or {}) - set(known)
         if unknown:
             raise Answer(400, f"unknown parameters {sorted(unknown)}")
+        for name in set(known) - set(given or {}):
+            if not known[name].get("isOptional"):
+                said = "is not optional, yet has neither default value nor user provided value"
+                raise Answer(400, f"parameter {name} {said}")
 
     def _listed(self, kind: str, found: Any, query: dict[str, str]) -> list[Any]:
         if kind != "versions":

@@ -101,6 +101,11 @@ def test_a_parameter_that_the_pipeline_has_not_is_refused(backend, name, spec):
         backend.submit(backend.experiment(name), name, spec, {**PARAMETERS, "depth": 3})
 
 
+def test_a_run_without_a_project_is_refused(backend, name, spec):
+    with pytest.raises(Refused, match="parameter project is not optional"):
+        backend.submit(backend.experiment(name), name, spec, {"trigger": "a test"})
+
+
 def test_a_version_is_uploaded_once(backend, name):
     first, again = backend.upload(name, "1", SPEC), backend.upload(name, "1", SPEC)
     other = backend.upload(name, "2", SPEC)
@@ -134,7 +139,7 @@ def test_a_run_that_is_not_there_is_told(backend):
 def test_terminating_ends_in_failed_and_can_be_told_from_a_failure(settings, fake, spec):
     fake.plan["ingest"] = ["hang"]
     ours = asking(settings, fake)
-    run = ours.submit(ours.experiment("retail"), "one", spec, {})
+    run = ours.submit(ours.experiment("retail"), "one", spec, PARAMETERS)
     ours.run(run)
 
     ours.terminate(run)
@@ -147,7 +152,7 @@ def test_terminating_ends_in_failed_and_can_be_told_from_a_failure(settings, fak
 
 def test_only_a_failed_run_can_be_resumed(settings, fake, spec):
     ours = asking(settings, fake)
-    run = ours.submit(ours.experiment("retail"), "one", spec, {})
+    run = ours.submit(ours.experiment("retail"), "one", spec, PARAMETERS)
     while not ours.run(run).ended:
         pass
 
@@ -159,7 +164,7 @@ def test_only_a_failed_run_can_be_resumed(settings, fake, spec):
 
 def test_the_steps_of_a_run_are_ours_and_not_the_engines(settings, fake, spec):
     ours = asking(settings, fake)
-    run = ours.submit(ours.experiment("retail"), "one", spec, {})
+    run = ours.submit(ours.experiment("retail"), "one", spec, PARAMETERS)
     for _ in range(4):
         seen = ours.run(run)
 
@@ -174,7 +179,7 @@ def test_the_steps_of_a_run_are_ours_and_not_the_engines(settings, fake, spec):
 def test_a_log_is_read_at_its_old_address(settings, fake, spec):
     fake.plan["ingest"] = ["ValueError: row 17"]
     ours = asking(settings, fake)
-    run = ours.submit(ours.experiment("retail"), "one", spec, {})
+    run = ours.submit(ours.experiment("retail"), "one", spec, PARAMETERS)
     while not (seen := ours.run(run)).ended:
         pass
 
@@ -186,7 +191,7 @@ def test_a_log_is_read_at_its_old_address(settings, fake, spec):
 
 def test_a_log_that_was_not_kept_is_empty_though_the_answer_is_200(settings, fake, spec):
     ours = asking(settings, fake)
-    run = ours.submit(ours.experiment("retail"), "one", spec, {})
+    run = ours.submit(ours.experiment("retail"), "one", spec, PARAMETERS)
     for _ in range(2):
         seen = ours.run(run)
 
@@ -196,7 +201,7 @@ def test_a_log_that_was_not_kept_is_empty_though_the_answer_is_200(settings, fak
 
 def test_a_run_is_found_by_the_beginning_of_its_id(settings, fake, spec):
     ours = asking(settings, fake)
-    run = ours.submit(ours.experiment("retail"), "one", spec, {})
+    run = ours.submit(ours.experiment("retail"), "one", spec, PARAMETERS)
 
     assert ours.find(run[:8]) == run
     with pytest.raises(BadInput, match="no run begins with 'zzz'"):

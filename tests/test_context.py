@@ -36,6 +36,15 @@ def test_a_yaml_that_is_missing_is_told():
         context.find(Settings.load({}), "projects/nothing.yaml")
 
 
+@pytest.mark.parametrize(
+    ("baked", "dirty"), [("046f44a", False), ("046f44a-dirty", True)], ids=["clean", "dirty"]
+)
+def test_an_image_tells_its_commit_and_whether_files_differed_from_it(baked, dirty):
+    settings = Settings.load({"PERENNIAL_CODE_COMMIT": baked})
+
+    assert context.code_state(settings) == ("046f44a", dirty)
+
+
 def test_a_run_that_nobody_launched_holds_the_lease_from_its_first_step_to_its_end(
     settings, project
 ):

@@ -393,6 +393,25 @@ def test_a_rollback_by_hand_first_ends_the_canary_in_flight(world):
     assert ended[3].reason == "a rollback by hand was asked for meanwhile"
 
 
+@pytest.mark.parametrize("canary", [False, True], ids=["no canary", "a canary in flight"])
+def test_a_model_that_is_wished_after_a_rollback_by_hand_waits_for_it(world, canary):
+    for version in (1, 2):
+        world.until_over(version)
+    if canary:
+        world.wish(3)
+        world.tick()
+
+    asked = world.roll_back()
+    world.wish(4)
+    while not rollouts.get(world.engine, asked.id).phase.over:
+        world.tick()
+
+    assert rollouts.get(world.engine, asked.id).phase is Phase.PROMOTED
+    assert world.traffic.now == {"v1": 100}
+    world.tick()
+    assert world.traffic.now == {"v1": 90, "v4": 10}
+
+
 def not_ready(name: str) -> bool:
     raise Unavailable(f"{name} is not ready: ErrImagePull")
 

@@ -8,7 +8,7 @@ from adapters import rollout
 
 from perennial import kube
 from perennial.errors import BadInput, PerennialError, Unavailable
-from perennial.records import RolloutState
+from perennial.records import BY_HAND, RolloutState
 from perennial.rollout import knative, manifest, plan
 
 FIRST, OTHER = "retail-predictor-00001", "retail-predictor-00002"
@@ -168,7 +168,7 @@ def test_what_serves_is_put_back_without_waiting(client, service):
 def test_a_rollback_by_hand_to_what_kserve_holds_on_to_does_not_wait(client, service):
     rolled_out(client, OTHER)
 
-    service.start(replace(rollout(8), run_id=f"{plan.BY_HAND}3"))
+    service.start(replace(rollout(8), run_id=f"{BY_HAND}3"))
 
     assert client.applied == [("v8", 0)]
     client.objects["retail"] = document(rollout(1))
@@ -198,7 +198,7 @@ def test_a_candidate_does_not_take_the_place_of_what_somebody_deleted(client, se
     assert client.created == []
 
     service.start(rollout(1))
-    service.start(replace(rollout(8), run_id=f"{plan.BY_HAND}3"))
+    service.start(replace(rollout(8), run_id=f"{BY_HAND}3"))
     assert client.created == ["v1", "v8"]
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from kfp_backend import STEPS, FakeKfp, acts, failing, serving
+from kfp_backend import STEPS, Answer, FakeKfp, acts, failing, serving
 
 from perennial.errors import RunFailed, Unavailable
 from perennial.ledger import Ledger
@@ -237,6 +237,70 @@ def test_a_backend_that_is_away_for_a_moment_is_borne(cluster, fake, ledger):
     threading.Timer(0.3, lambda: setattr(fake, "down", False)).start()
 
     assert launcher.follow("retail", run).state == "succeeded"
+
+
+def silent_once(fake: FakeKfp, monkeypatch: pytest.MonkeyPatch, route: str, *, late: bool) -> None:
+    """The next request of a route gets no answer; if ``late``, it had its effect all the same."""
+    really = getattr(fake, route)
+
+    def asked(*args: str) -> object:
+        monkeypatch.setattr(fake, route, really)
+        if late:
+            really(*args)
+        raise Answer(503, "no healthy upstream")
+
+    monkeypatch.setattr(fake, route, asked)
+
+
+@pytest.mark.parametrize(
+    ("route", "late"),
+    [("get_log", False), ("post_retry", False), ("post_retry", True)],
+    ids=["when asked for a log", "when asked to resume", "after it resumed"],
+)
+def test_a_run_is_resumed_though_the_backend_was_away_for_a_moment(
+    cluster, fake, ledger, monkeypatch, route, late
+):
+    fake.plan["train"] = ["killed", "ok"]
+    once = cluster.model_copy(update={"kfp_retries": 1})
+    silent_once(fake, monkeypatch, route, late=late)
+
+    assert launching(once).run(request()).state == "succeeded"
+
+    (run,) = fake.runs.values()
+    assert run.attempts == 2
+
+
+def test_a_resuming_that_nobody_answered_counts_as_one(cluster, fake, ledger, monkeypatch):
+    fake.plan["train"] = ["killed"]
+    once = cluster.model_copy(update={"kfp_retries": 1})
+    silent_once(fake, monkeypatch, "post_retry", late=True)
+
+    with pytest.raises(RunFailed, match="step train failed: it ended without a word"):
+        launching(once).run(request())
+
+    (run,) = fake.runs.values()
+    assert run.attempts == 2
+
+
+def test_a_run_that_cannot_be_resumed_now_is_not_told_as_failed(cluster, fake, ledger, monkeypatch):
+    fake.plan["train"] = ["killed"]
+    silent_once(fake, monkeypatch, "post_retry", late=False)
+
+    with pytest.raises(Unavailable, match="no healthy upstream"):
+        launching(cluster, patience_s=-1).run(request())
+
+
+def test_a_refusal_to_resume_is_the_end(cluster, fake, ledger, monkeypatch):
+    def refuse(*_: str) -> None:
+        raise Answer(409, "Workflow must be Failed/Error to retry")
+
+    fake.plan["train"] = ["killed"]
+    monkeypatch.setattr(fake, "post_retry", refuse)
+
+    with pytest.raises(RunFailed, match="step train failed: it ended without a word"):
+        launching(cluster).run(request())
+
+    assert len([r for r in fake.requests if r.endswith(":retry")]) == 1
 
 
 def test_a_backend_that_stays_away_is_unavailable_and_the_run_is_left_alone(cluster, fake):

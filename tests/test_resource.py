@@ -10,8 +10,8 @@ from jsonschema import Draft7Validator
 
 from perennial.ledger import Entry
 from perennial.project import Rollout
-from perennial.records import Phase
-from perennial.rollout import plan, resource
+from perennial.records import BY_HAND, Phase
+from perennial.rollout import resource
 from perennial.rollout.resource import Look
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -85,7 +85,7 @@ def test_an_edit_from_outside_is_a_condition_of_its_own():
 
 
 def test_a_version_that_is_rolled_out_again_gets_a_name_of_its_own():
-    first, again = rollout(7), replace(rollout(7), id=9, run_id=f"{plan.BY_HAND}8")
+    first, again = rollout(7), replace(rollout(7), id=9, run_id=f"{BY_HAND}8")
 
     assert resource.name(first, [first, again]) == "retail-v7"
     assert resource.name(again, [first, again]) == "retail-v7-r9"

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine
 
 from perennial.errors import LoopBroken, Unavailable
-from perennial.records import Phase, RolloutState
+from perennial.records import BY_HAND, Phase, RolloutState
 from perennial.store import edges, fence, lease, rollouts
 
 
@@ -44,6 +44,26 @@ def test_a_newer_wish_supersedes_one_that_was_not_begun(engine: Engine):
     assert superseded is not None
     assert superseded.phase is Phase.SUPERSEDED
     assert superseded.reason == "v2 was wished before this one began"
+
+
+def test_a_newer_wish_waits_for_a_rollback_by_hand_that_was_not_begun(engine: Engine):
+    by_hand = wish(engine, 1, f"{BY_HAND}2")
+    wish(engine, 3)
+    newer = wish(engine, 4)
+
+    phases = [r.phase for r in rollouts.history(engine, "churn")]
+    assert phases == [Phase.WISHED, Phase.SUPERSEDED, Phase.WISHED]
+    assert rollouts.open_rollout(engine, "churn") == by_hand
+    rollouts.save(engine, replace(by_hand, phase=Phase.PROMOTED))
+    assert rollouts.open_rollout(engine, "churn") == newer
+
+
+def test_a_rollback_by_hand_supersedes_all_that_was_not_begun(engine: Engine):
+    wish(engine, 2, f"{BY_HAND}2")
+    wish(engine, 3)
+    again = wish(engine, 1, f"{BY_HAND}4")
+
+    assert [r for r in rollouts.history(engine, "churn") if not r.phase.over] == [again]
 
 
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.CANARY])

@@ -197,6 +197,10 @@ class Phase(StrEnum):
         return self in (Phase.PROMOTED, Phase.ROLLED_BACK, Phase.SUPERSEDED)
 
 
+# How the run of a rollout is called that a person asked for by ``perennial rollback``.
+BY_HAND = "rollback by hand "
+
+
 @dataclass(frozen=True)
 class RolloutState:
     """A ModelRollout: what is wished (spec) and how far it is (status)."""

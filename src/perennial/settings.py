@@ -184,7 +184,11 @@ class Settings(BaseModel):
         ),
     ] = 50
     code_commit: Annotated[
-        str, Field(description="Commit of the code, where there is no git checkout to ask.")
+        str,
+        Field(
+            description="Commit of the code, where there is no git checkout to ask;"
+            " `-dirty` behind it says that files differ from it."
+        ),
     ] = ""
     run_cpu: Annotated[
         str,

@@ -235,7 +235,9 @@ def test_what_a_revision_waits_for_is_told(bench, pair):
     assert suite.answers(bench, 30) == {stable: 30}
     assert revisions.edits() == []
     document["spec"]["predictor"]["minReplicas"] = 0
-    assert revisions.edits() == ["spec.predictor.minReplicas is 1, applied was 0"]
+    said = "spec.predictor.minReplicas is 1, applied was 0"
+    name = standard.service_name("retail", plan.name(state))
+    assert revisions.edits() == [f"InferenceService {name}: {said}"]
     revisions.stop(plan.name(state))
     revisions.close()
 

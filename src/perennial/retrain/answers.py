@@ -44,6 +44,11 @@ class Run:
         return self.state in ENDED
 
     @property
+    def end(self) -> str:
+        """Which end of the run this is: one that was resumed has another later."""
+        return f"{self.id} {len(self.states)} {self.finished_at}"
+
+    @property
     def terminated(self) -> bool:
         return "CANCELING" in self.states
 

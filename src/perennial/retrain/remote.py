@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from perennial import project as projects
-from perennial.errors import PerennialError, RunFailed, Unavailable
+from perennial.errors import BadInput, RunFailed, Unavailable
 from perennial.ledger import Ledger
 from perennial.retrain import ends, specs
 from perennial.retrain.answers import SUCCEEDED, Run, Task
@@ -80,9 +80,8 @@ class KfpLauncher:
 
     def _is_seen_again(self, project: str, seen: Run) -> bool:
         """Whoever follows the run had the time to resume it, and did not."""
-        end = f"{seen.id} {len(seen.states)} {seen.finished_at}"
         with borrowed(self._settings.state(project).url) as engine:
-            return ends.is_seen_again(engine, end, time.time())
+            return ends.is_seen_again(engine, seen.end, time.time())
 
     def submit(self, request: RunRequest) -> str:
         """Start a run unless there is one of the request's key; gives its id."""
@@ -109,20 +108,21 @@ class KfpLauncher:
         until = time.monotonic() + self._settings.run_deadline_s
         told: set[str] = set()
         while True:
-            seen = self._look(run)
+            seen, over = self._look(run, end)
             _tell(seen, told, progress)
-            if seen.ended and not end.resumed(seen):
+            if over:
                 return end.result(seen)
             if time.monotonic() > until:
                 raise end.overdue(seen)
             self._pause(run)
 
-    def _look(self, run: str) -> Run:
-        """The run as it is, from a backend that may be silent for a while."""
+    def _look(self, run: str, end: "_End") -> tuple[Run, bool]:
+        """The run as it is, and whether it stays so; the backend may be silent for a while."""
         until = time.monotonic() + self._patience_s
         while True:
             try:
-                return self.backend.run(run)
+                seen = self.backend.run(run)
+                return seen, seen.ended and not end.resumed(seen)
             except Unavailable as exc:
                 self._bear(exc, until)
             self._pause(run)
@@ -147,24 +147,28 @@ class _End:
         self._run = run
         # Without the database of the cluster, as on a laptop, there is only the log.
         self._story = Story(settings, project, run) if settings.state_url else None
-        self._retries = 0
+        self._retried: set[str] = set()
 
     def resumed(self, seen: Run) -> bool:
-        """Was a run resumed whose step ended without a word of its own?"""
+        """Was a run resumed whose step ended without a word of its own?
+
+        Raises Unavailable when nobody answers: the next look tells whether it was.
+        """
         if not self.is_resumable(seen):
             return False
-        self._retries += 1
-        log.info("run resumed run=%s step=%s", self._run, seen.failed[0].name)
+        self._retried.add(seen.end)
         try:
             self._backend.retry(self._run)
-        except PerennialError as exc:
+        except BadInput as exc:
             log.warning("run not resumed run=%s: %s", self._run, exc)
             return False
+        log.info("run resumed run=%s step=%s", self._run, seen.failed[0].name)
         return True
 
     def is_resumable(self, seen: Run) -> bool:
         """Did a step end without a word of its own, for the first times?"""
-        spent = self._retries >= self._settings.kfp_retries
+        # An end that is asked about twice, because no answer came, was resumed once at most.
+        spent = len(self._retried - {seen.end}) >= self._settings.kfp_retries
         if seen.state == SUCCEEDED or seen.terminated or spent or not seen.failed:
             return False
         return not self._word(seen)

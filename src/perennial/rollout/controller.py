@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from perennial.errors import BadInput, PerennialError, Unavailable
 from perennial.ledger import Ledger, alone
 from perennial.project import Rollout
-from perennial.records import Evidence, Judgement, Phase, RolloutState, Verdict
+from perennial.records import BY_HAND, Evidence, Judgement, Phase, RolloutState, Verdict
 from perennial.rollout import judge, plan
 from perennial.rollout.ports import Clock, EvidenceSource, Revisions, Traffic
 from perennial.store import fence, rollouts
@@ -386,7 +386,7 @@ def roll_back(engine: Engine, ledger: Ledger, project: str, now: datetime) -> Ro
             f"{project} has no version before the one that serves; nothing to go back to"
         )
     ended = [r for r in rollouts.history(engine, project) if r.phase.over]
-    run_id = f"{plan.BY_HAND}{ended[-1].id}"
+    run_id = f"{BY_HAND}{ended[-1].id}"
     wish = rollouts.wish(
         engine,
         project=project,

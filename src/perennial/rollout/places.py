@@ -112,7 +112,12 @@ def _standard(
     traffic = EnvoyTraffic(project, xds.Rows(engine, project, edges, edge.POD_PORT, guard))
     traffic.resume()
     revisions = standard.StandardRevisions(
-        client, project, manifests.of, traffic, lambda: rollouts.serving(engine, project)
+        client,
+        project,
+        manifests.of,
+        traffic,
+        lambda: rollouts.serving(engine, project),
+        manifests.pinned,
     )
     evidence = EnvoyEvidence(project, edges, revisions.pages)
 

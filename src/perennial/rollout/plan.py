@@ -3,9 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from perennial.records import Judgement, Phase, RolloutState, Verdict
-
-BY_HAND = "rollback by hand "
+from perennial.records import BY_HAND, Judgement, Phase, RolloutState, Verdict
 
 
 def name(state: RolloutState) -> str:

@@ -47,7 +47,7 @@ class Look:
     steps: Sequence[Entry]  # the ledger's, of this rollout
     revision: str  # what the platform calls it
     waits: str  # what the controller waits for, empty when it goes on
-    edits: Sequence[str]  # what somebody else changed of what serves
+    edits: Sequence[str]  # what somebody else changed of what runs
 
 
 def name(state: RolloutState, history: Sequence[RolloutState]) -> str:

@@ -77,22 +77,21 @@ class StandardRevisions:
         manifest_of: Callable[[RolloutState], Document],
         traffic: EnvoyTraffic,
         serving: Callable[[], RolloutState | None],
+        pinned: Callable[[int], Document | None] = lambda _: None,
     ) -> None:
         self._client = client
         self._project = project
         self._manifest_of = manifest_of
         self._traffic = traffic
         self._serving = serving
+        self._pinned = pinned
         self._labels: dict[str, Any] = {manifest.PROJECT: project}
         # A connection made before the network knew the Service stays with whoever took it.
         anew = httpx.Limits(max_keepalive_connections=0)
         self._http = httpx.Client(timeout=PROBE_S, trust_env=False, verify=False, limits=anew)
 
     def names(self) -> tuple[str, ...]:
-        with kube.asking(f"listing InferenceServices of {self._project}"):
-            found = list(self._client.list(kube.InferenceService, labels=self._labels))
-        ours = [s for s in found if not s["metadata"].get("deletionTimestamp")]
-        return tuple(manifest.revision(s) for s in ours if manifest.revision(s))
+        return tuple(manifest.revision(s) for s in self._live() if manifest.revision(s))
 
     def start(self, state: RolloutState) -> None:
         """Make the InferenceService of a rollout. Raises a PerennialError."""
@@ -141,7 +140,10 @@ class StandardRevisions:
         return service_name(self._project, name)
 
     def edits(self, _allowed: Collection[int | None] = ()) -> list[str]:
-        """What somebody else changed of the version that serves; shares are not KServe's here."""
+        """What somebody else changed of what serves, or stands beside it as a candidate does.
+
+        Shares are not KServe's here.
+        """
         serving = self._serving()
         if serving is None:
             return []
@@ -149,10 +151,21 @@ class StandardRevisions:
         live = self._find(plan.name(serving))
         if live is None:
             return [f"InferenceService {name} was deleted"]
-        return manifest.differences(with_ports(self._manifest_of(serving)), live)
+        found = _differences(name, self._manifest_of(serving), live)
+        for other in self._live():
+            applied = self._pinned(manifest.rollout(other))
+            if applied and other["metadata"]["name"] != name:
+                found += _differences(other["metadata"]["name"], applied, other)
+        return found
 
     def close(self) -> None:
         self._http.close()
+
+    def _live(self) -> list[Document]:
+        """All InferenceServices of the project that are not being deleted."""
+        with kube.asking(f"listing InferenceServices of {self._project}"):
+            found = list(self._client.list(kube.InferenceService, labels=self._labels))
+        return [s for s in found if not s["metadata"].get("deletionTimestamp")]
 
     def _find(self, name: str) -> Document | None:
         """The live InferenceService of a revision; one that is being deleted is none."""
@@ -188,6 +201,11 @@ class StandardRevisions:
         """What the pods of a revision wait for, else what KServe says of it."""
         waits = pods.waits(self._client, self._project, name)
         return waits or conditions.complaint(found) or "its pods come up"
+
+
+def _differences(name: str, applied: Document, live: Document) -> list[str]:
+    found = manifest.differences(with_ports(applied), live)
+    return [f"InferenceService {name}: {one}" for one in found]
 
 
 def _number(port: ServicePort, headless: bool) -> int:

@@ -24,6 +24,7 @@ FAILED = "step.failed"  # ledger kind: {run, step, reason}; the exit handler tel
 LOCK = Path("locks") / "core.txt"
 BEYOND = 1.5  # times the limit of a step, for pods to come up: then a run counts as gone
 CODE = ("src", "components", "pipelines", "feature_repo")
+DIRTY = "-dirty"  # what 'git describe --dirty' puts behind a commit that files differ from
 
 
 class Artifact(Protocol):
@@ -200,7 +201,8 @@ def lock_digest(settings: Settings) -> str:
 def code_state(settings: Settings) -> tuple[str, bool]:
     """Commit of the code, and whether files differ from it; the setting wins over the checkout."""
     if settings.code_commit:
-        return settings.code_commit, False
+        commit = settings.code_commit
+        return commit.removesuffix(DIRTY), commit.endswith(DIRTY)
     commit = _git(settings.root, "rev-parse", "HEAD")
     return commit, bool(commit) and bool(_git(settings.root, "status", "--porcelain", "--", *CODE))
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, insert, select, update
 
 from perennial.errors import LoopBroken, Unavailable
-from perennial.records import Phase, RolloutState
+from perennial.records import BY_HAND, Phase, RolloutState
 from perennial.store import fence
 from perennial.store.engine import reading
 from perennial.store.tables import rollouts
@@ -26,7 +26,8 @@ def wish(
     """State that a model should serve. The same run may say so twice and means one rollout.
 
     An older wish that was not begun is superseded; a rollout that has begun goes on and the new
-    one waits for it. Raises what the guard raises, and then nothing was written.
+    one waits for it, as it does for a rollback that a person asked for. Raises what the guard
+    raises, and then nothing was written.
     """
     with engine.begin() as connection:
         guard(connection)
@@ -38,7 +39,8 @@ def wish(
         )
         if same:
             return same[0]
-        _supersede(connection, project, f"v{version} was wished before this one began")
+        reason = f"v{version} was wished before this one began"
+        _supersede(connection, project, reason, by_hand=run_id.startswith(BY_HAND))
         values = {
             "project": project,
             "version": version,
@@ -168,11 +170,13 @@ def previous(engine: Engine, project: str) -> RolloutState | None:
     return get(engine, order[first - 1]) if first else None
 
 
-def _supersede(connection: Connection, project: str, reason: str) -> None:
+def _supersede(connection: Connection, project: str, reason: str, *, by_hand: bool) -> None:
+    """End what was not begun; a rollback by hand gives way to another rollback by hand only."""
+    waiting = [rollouts.c.project == project, rollouts.c.phase == str(Phase.WISHED)]
+    if not by_hand:
+        waiting.append(rollouts.c.run_id.not_like(f"{BY_HAND}%"))
     connection.execute(
-        update(rollouts)
-        .where(rollouts.c.project == project, rollouts.c.phase == str(Phase.WISHED))
-        .values(phase=str(Phase.SUPERSEDED), reason=reason)
+        update(rollouts).where(*waiting).values(phase=str(Phase.SUPERSEDED), reason=reason)
     )
 
 
