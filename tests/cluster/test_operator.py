@@ -1,16 +1,15 @@
 """The operator on a real cluster: rollouts as resources, kills, edits and lost leases."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import faults
 import kills
 import operators
 import pytest
-from doors import Door
 from lightkube.types import PatchType
 from operators import ERRORS, GOOD, NEVER_READY, PATIENCE_S, Loop, digest, until
 
@@ -19,9 +18,6 @@ from perennial.errors import BadInput
 from perennial.records import Phase
 from perennial.rollout import controller, manifest
 from perennial.store import lease
-
-# 60 in 'make test-full'.
-AWAY_S = float(os.environ.get("PERENNIAL_TEST_AWAY_S", "15"))
 
 pytestmark = pytest.mark.cluster
 
@@ -156,30 +152,7 @@ def test_a_version_that_is_never_ready_gets_nothing_and_says_why(operator, stabl
 
 
 def test_an_image_that_cannot_be_pulled_leaves_stable_and_says_why(loop, numbers):
-    loop.image = "dev.local/nowhere:1"
-    process = loop.start()
-    try:
-        version = next(numbers)
-        before = loop.serving()
-        wished = loop.wish(version)
-        until(lambda: "Pull" in waits(loop, version), 60, loop.log)
-        state = loop.until_over(wished)
-    finally:
-        loop.image = operators.IMAGE
-        process.terminate()
-        process.wait(20)
-
-    assert state.phase is Phase.ROLLED_BACK
-    assert (
-        f"was not ready within {operators.PATIENCE_S:g} s" in state.reason
-        and "Pull" in state.reason
-    )
-    assert (loop.serving(), set(loop.ask(20))) == (before, {before})
-
-
-def waits(loop: Loop, version: int) -> str:
-    conditions = told(loop, version).get("conditions", ())
-    return next((c["message"] for c in conditions if c["type"] == "Progressing"), "")
+    faults.without_image(loop, numbers)
 
 
 def test_an_edit_from_outside_is_told_once_and_not_fought(operator, stable):
@@ -306,32 +279,7 @@ def test_the_second_operator_waits_and_takes_over_when_the_first_is_killed(loop,
 def test_an_api_server_that_is_away_changes_nothing_and_is_got_over(
     loop, numbers, kubeconfig, tmp_path
 ):
-    door = Door(Path(kubeconfig), tmp_path)
-    process = loop.start(door.kubeconfig)
-    if not loop.serving():
-        loop.serve(next(numbers))
-    wished = loop.wish(next(numbers))
-    with loop.clients() as said:
-        until(lambda: loop.state(wished).phase is Phase.CANARY, 4 * PATIENCE_S, loop.log)
-        door.shut()
-        # What was under way when it went may still arrive.
-        time.sleep(1)
-        share = loop.percent()
-        time.sleep(AWAY_S)
-        kept = loop.percent(), loop.state(wished).phase
-        why = loop.log()
-        door.open()
-        state = loop.until_over(wished)
-    ended = process.poll()
-    process.terminate()
-    process.wait(20)
-    door.close()
-
-    assert kept == (share, Phase.CANARY)
-    assert "API server" in why
-    assert ended is None, "it got over it without being started again"
-    assert state.phase is Phase.PROMOTED, state.reason
-    assert not [who for who in said if who.startswith("nobody")]
+    faults.cut_off(loop, numbers, Path(kubeconfig), tmp_path)
 
 
 @pytest.mark.parametrize("fault", [GOOD, ERRORS], ids=["a good version", "a bad version"])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import faults
 import fronts
 import httpx
 import kills
@@ -82,19 +83,33 @@ def loop(
         made.close()
 
 
-@pytest.mark.parametrize("fault", [GOOD, ERRORS], ids=["a good version", "a bad version"])
-def test_killed_at_any_point_it_ends_right_and_never_above_the_step(loop, fault):
-    numbers = loop.numbers()
+@pytest.fixture
+def serving(loop: StandardLoop) -> str:
+    """The version that serves, by edges that are ready."""
     if not loop.serving():
         first = loop.start()
-        loop.serve(next(numbers))
+        loop.serve(next(loop.numbers()))
         # An Envoy is ready when it has routes.
         until(lambda: len(loop.edges()) == fronts.EDGES, 120, loop.log)
         first.terminate()
         first.wait(20)
+    return loop.serving()
 
-    kills.disturb(loop, numbers, fault)
+
+@pytest.mark.parametrize("fault", [GOOD, ERRORS], ids=["a good version", "a bad version"])
+def test_killed_at_any_point_it_ends_right_and_never_above_the_step(loop, serving, fault):
+    kills.disturb(loop, loop.numbers(), fault)
 
     assert set(loop.ask(20)) == {loop.serving()}
     seen = {name for name, shares in loop.given().items() if shares == {loop.serving(): 100}}
     assert seen == {"routes", *loop.edges()}
+
+
+def test_an_image_that_cannot_be_pulled_leaves_stable_and_says_why(loop, serving):
+    faults.without_image(loop, loop.numbers())
+
+
+def test_an_api_server_that_is_away_changes_nothing_and_is_got_over(
+    loop, serving, kubeconfig, tmp_path
+):
+    faults.cut_off(loop, loop.numbers(), Path(kubeconfig), tmp_path)
