@@ -118,6 +118,25 @@ def test_a_share_that_met_a_fault_is_no_edit_of_somebody(client, canary, fault):
     assert manifest.percent(client.objects["retail"]) == 10
 
 
+def test_after_a_restart_a_percent_of_no_step_is_somebodys_edit(client, canary):
+    restarted = knative.KnativeService(
+        client,  # type: ignore[arg-type]
+        "retail",
+        document,
+        lambda: rollout(1),
+        ours=lambda: {0, 10, 50},
+        hold_s=0,
+    )
+    client.objects["retail"] = manifest.with_percent(client.objects["retail"], 20)
+    with pytest.raises(Unavailable, match="somebody edited .* canaryTrafficPercent is 20"):
+        restarted.set_weights({"v1": 50, "v2": 50})
+
+    client.objects["retail"] = manifest.with_percent(client.objects["retail"], 10)
+    with pytest.raises(Unavailable, match="on its way to"):
+        restarted.set_weights({"v1": 50, "v2": 50})
+    assert manifest.percent(client.objects["retail"]) == 50
+
+
 @pytest.mark.parametrize("refusal", [kube.Conflict("refused"), BadInput("refused")])
 def test_a_refusal_does_not_hide_somebodys_edit(client, canary, refusal):
     client.fault = refusal

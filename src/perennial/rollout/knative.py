@@ -101,13 +101,16 @@ class KnativeService:
         manifest_of: Callable[[RolloutState], Document],
         serving: Callable[[], RolloutState | None],
         pinned: Callable[[int], Document | None] = lambda _: None,
+        ours: Callable[[], Collection[int | None]] = lambda: range(101),
         hold_s: float = HOLD_S,
     ) -> None:
+        """``ours`` gives the percents that whoever was here before may have left."""
         self._client = client
         self._project = project
         self._manifest_of = manifest_of
         self._serving = serving
         self._pinned = pinned
+        self._ours = ours
         self._hold_s = hold_s
         self._labels: dict[str, str] = {}  # of Knative's revisions
         self._labelled = ""  # the Knative Service that these are of
@@ -251,7 +254,8 @@ class KnativeService:
     def _foreign(self, seen: Seen, share: int) -> str:
         """A percent that cannot be ours; a killed operator leaves the one before."""
         known = self._applied is not _UNKNOWN
-        ours = seen.percent == self._applied if known else (seen.percent or 0) <= share
+        left = seen.percent in self._ours() and (seen.percent or 0) <= share
+        ours = seen.percent == self._applied if known else left
         return "" if ours and seen.percent is not None else _percent_edit(seen.percent)
 
     def _hold(self, wanted: Mapping[str, int]) -> None:

@@ -10,7 +10,8 @@ from sqlalchemy import Engine
 
 from perennial import kube
 from perennial.errors import Unavailable
-from perennial.rollout import edge, standard, xds
+from perennial.project import Rollout
+from perennial.rollout import edge, plan, standard, xds
 from perennial.rollout.envoy import EnvoyTraffic
 from perennial.rollout.evidence import EnvoyEvidence
 from perennial.rollout.knative import KnativeService
@@ -93,6 +94,7 @@ def _knative(client: Client, engine: Engine, project: str, manifests: Manifests)
         manifests.of,
         lambda: rollouts.serving(engine, project),
         manifests.pinned,
+        partial(_percents, engine, project),
     )
     evidence = PodEvidence(project, service.pages, service.weights)
     return Adapters(
@@ -103,6 +105,12 @@ def _knative(client: Client, engine: Engine, project: str, manifests: Manifests)
         edits=service.edits,
         close=evidence.close,
     )
+
+
+def _percents(engine: Engine, project: str) -> set[int | None]:
+    going = rollouts.open_rollout(engine, project)
+    limits = Rollout.model_validate_json((going and going.limits) or "{}")
+    return plan.percents(going, limits.steps)
 
 
 def _standard(

@@ -81,3 +81,16 @@ def origin(state: RolloutState, history: Sequence[RolloutState]) -> RolloutState
 def _at(state: RolloutState, step: int, steps: Sequence[int]) -> RolloutState:
     reason = f"step {step + 1} of {len(steps)}: {steps[step]} % of traffic"
     return replace(state, phase=Phase.CANARY, step=step, weight=steps[step], reason=reason)
+
+
+def percents(going: RolloutState | None, steps: Sequence[int]) -> set[int | None]:
+    """Which canary percents may stand on a cluster while a rollout is where it is; None: no field.
+
+    A controller that was killed leaves those of the steps before.
+    """
+    if going is None:
+        return {None}
+    if going.phase is not Phase.CANARY:
+        return {None, 0}
+    earlier = {0, *steps[: going.step + 1]}
+    return {*earlier, None} if going.weight == 100 else set(earlier)

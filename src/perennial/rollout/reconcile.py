@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from perennial.errors import BadInput, PerennialError
 from perennial.ledger import Entry, Ledger
 from perennial.project import Rollout
-from perennial.records import Phase, RolloutState, Version
+from perennial.records import RolloutState, Version
 from perennial.rollout import plan, resource
 from perennial.rollout.board import Board
 from perennial.rollout.controller import Controller
@@ -234,7 +234,7 @@ class Reconciler:
         going = rollouts.open_rollout(self._engine, project)
         # What could not be cleared away stands at 0 %, as we put it there.
         ours: set[int | None] = {0} if desk.controller.untidy else set()
-        found = desk.adapters.edits(ours | _allowed(going, self._limits(going)))
+        found = desk.adapters.edits(ours | plan.percents(going, self._limits(going).steps))
         desk.is_dirty = False
         if found != desk.edits:
             desk.edits = found
@@ -392,13 +392,3 @@ def _check(wish: Wish, version: Version | None) -> None:
 def _project(change: Change) -> str:
     labels = change.body["metadata"].get("labels") or {}
     return str(labels.get("perennial.dev/project", change.name))
-
-
-def _allowed(going: RolloutState | None, limits: Rollout) -> set[int | None]:
-    """Which percents may stand in an InferenceService while a rollout is where it is."""
-    if going is None:
-        return {None}
-    if going.phase is not Phase.CANARY:
-        return {None, 0}
-    earlier = {0, *limits.steps[: going.step + 1]}
-    return {*earlier, None} if going.weight == 100 else set(earlier)
