@@ -41,7 +41,7 @@ images: ## Build the two container images (IMAGE_BUILDER, or the first of docker
 	@images/build
 
 test-full: env ## Run all tests, with whole histories of years and many kills, into BENCHMARKS.md (75 minutes)
-	@$(PY) -m benchmarks full
+	@$(PY) -m benchmarks full full-cluster
 
 check: env ## Check format, lint, types, imports, and that generated files are current
 	@$(PY) -m ruff format --check $(wildcard $(CODE))

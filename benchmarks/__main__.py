@@ -15,7 +15,7 @@ from benchmarks.measure import ROOT, Figure
 
 PAGE = ROOT / "BENCHMARKS.md"
 # Hours: only when they are asked for.
-LONG = {"full"}
+LONG = {"full", "full-cluster"}
 HEAD = """# Benchmarks
 
 Measured by `make bench` on one machine, newest first. Targets are for 2 cores.
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument(
         "only",
         nargs="*",
-        help="startup, retraining, loop, nothing, latency, operator, cluster, full",
+        help="startup, retraining, loop, nothing, latency, operator, cluster, full, full-cluster",
     )
     only = parser.parse_args().only
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as scratch:
@@ -56,7 +56,8 @@ def _benches(bin_folder: Path, scratch: Path) -> dict[str, Callable[[], list[Fig
         "latency": lambda: latency.figures(bin_folder, scratch / "latency"),
         "operator": lambda: operator.figures(scratch / "operator"),
         **({"cluster": cluster.figures} if os.environ.get("KUBECONFIG") else {}),
-        "full": full.figures,
+        "full": full.here,
+        "full-cluster": full.on_cluster,
     }
 
 

@@ -19,13 +19,15 @@ _SUMMARY = re.compile(r"^[= ]*(\d+ \w+(?:, \d+ \w+)*) in [\d.]+s")
 _COUNT = re.compile(r"(\d+) (\w+)")
 
 
-def figures() -> list[Figure]:
-    """Run both sets; their output is passed on."""
+def here() -> list[Figure]:
+    """Run those that want no cluster; their output is passed on."""
+    return [_one("all tests without a cluster", ["tests/run"], {"FULL": "1"})]
+
+
+def on_cluster() -> list[Figure]:
+    """Run those on a cluster; their output is passed on."""
     told = ", ".join(f"{name.removeprefix('PERENNIAL_TEST_')}={n}" for name, n in COUNTS.items())
-    return [
-        _one("all tests without a cluster", ["tests/run"], {"FULL": "1"}),
-        _one(f"all tests on a cluster ({told})", ["tests/cluster/run"], COUNTS),
-    ]
+    return [_one(f"all tests on a cluster ({told})", ["tests/cluster/run"], COUNTS)]
 
 
 def counted(lines: Sequence[str]) -> str:
