@@ -262,6 +262,24 @@ def test_finish_delivers_what_waits_for_its_next_try():
     assert listener.taken == ["1"]
 
 
+def test_a_post_that_is_refused_while_the_server_ends_is_tried_once_more(silent, caplog):
+    silent.status = 503
+    box = outbox(silent, first_pause_s=60.0)
+    box.start()
+    box.put(event())
+    assert eventually(lambda: silent.ids == ["1"])
+    ending = threading.Thread(target=box.finish)
+    ending.start()
+    assert eventually(box._ending.is_set)
+
+    silent.speaks.set()
+    assert eventually(lambda: len(silent.ids) == 2)
+    ending.join(10)
+
+    assert silent.ids == ["1", "1"]
+    assert caplog.text.count("drift event lost id=1") == 1
+
+
 # Under a watcher.
 
 

@@ -112,10 +112,11 @@ class Outbox:
         # Beside the sender, which a silent sink may hold.
         last = threading.Thread(target=self._send_last, name="outbox-last", daemon=True)
         last.start()
-        for thread in (self._sender, last):
-            thread.join(max(0.0, until - self._clock()))
+        last.join(max(0.0, until - self._clock()))
         with self._lock:
             left = [*self._letters, *self._under_way]
+            self._letters.clear()
+            self._under_way.clear()
         for letter in left:
             self._lose(letter, "failed", "no answer before this server ended")
 
@@ -124,8 +125,14 @@ class Outbox:
             self.send_due()
 
     def _send_last(self) -> None:
+        self._send_left()
+        # A try that was under way when the end came may put its event back.
+        self._sender.join()
+        self._send_left()
+
+    def _send_left(self) -> None:
         while letter := self._next(math.inf):
-            self._try(letter, self._patience.last_s)
+            self._try(letter, self._patience.last_s, last=True)
 
     def _next(self, moment: float) -> _Letter | None:
         with self._lock:
@@ -139,31 +146,43 @@ class Outbox:
 
     def _keep(self, letter: _Letter) -> None:
         with self._lock:
-            self._letters.append(letter)
-            if len(self._letters) <= self._patience.letters:
-                return
-            oldest = min(self._letters, key=lambda one: one.given_up)
-            self._letters.remove(oldest)
-        self._lose(oldest, "dropped", f"{self._patience.letters} newer ones wait")
+            oldest = self._add(letter)
+        self._drop(oldest)
 
-    def _try(self, letter: _Letter, answer_s: float) -> None:
+    def _add(self, letter: _Letter) -> _Letter | None:
+        """Let a letter wait; what had to go for it. Needs the lock."""
+        self._letters.append(letter)
+        if len(self._letters) <= self._patience.letters:
+            return None
+        oldest = min(self._letters, key=lambda one: one.given_up)
+        self._letters.remove(oldest)
+        return oldest
+
+    def _drop(self, letter: _Letter | None) -> None:
+        if letter is not None:
+            self._lose(letter, "dropped", f"{self._patience.letters} newer ones wait")
+
+    def _try(self, letter: _Letter, answer_s: float, last: bool = False) -> None:
         trouble = self._post(letter.event, answer_s)
-        with self._lock:
-            self._under_way.remove(letter)
         moment = self._clock()
+        again = trouble is not None and not last and moment + letter.pause <= letter.given_up
+        first, oldest = letter.pause == self._patience.first_pause_s, None
+        with self._lock:
+            if letter not in self._under_way:
+                return  # Told as lost meanwhile.
+            # In one step: a letter is always in one of the two lists until its fate is told.
+            self._under_way.remove(letter)
+            if again:
+                letter.due = moment + letter.pause
+                letter.pause = min(2 * letter.pause, self._patience.longest_pause_s)
+                oldest = self._add(letter)
         if trouble is None:
             EVENTS.labels("sent").inc()
-        elif self._ending.is_set() or moment + letter.pause > letter.given_up:
+        elif not again:
             self._lose(letter, "failed", trouble)
-        else:
-            self._put_off(letter, moment, trouble)
-
-    def _put_off(self, letter: _Letter, moment: float, trouble: str) -> None:
-        if letter.pause == self._patience.first_pause_s:
+        elif first:
             log.warning("drift event not taken yet id=%s: %s", letter.event.id, trouble)
-        letter.due = moment + letter.pause
-        letter.pause = min(2 * letter.pause, self._patience.longest_pause_s)
-        self._keep(letter)
+        self._drop(oldest)
 
     def _lose(self, letter: _Letter, outcome: str, why: str) -> None:
         EVENTS.labels(outcome).inc()
