@@ -98,7 +98,10 @@ class Outbox:
         """Take an event; where too many wait, the oldest goes."""
         moment = self._clock()
         pause = self._patience.first_pause_s
-        self._keep(_Letter(event, moment + self._patience.try_for_s, moment, pause))
+        letter = _Letter(event, moment + self._patience.try_for_s, moment, pause)
+        with self._lock:
+            oldest = self._add(letter)
+        self._drop(oldest)
 
     def send_due(self) -> None:
         """Send what is due, one after the other; what was tried least goes first."""
@@ -144,11 +147,6 @@ class Outbox:
             self._under_way.append(letter)
             return letter
 
-    def _keep(self, letter: _Letter) -> None:
-        with self._lock:
-            oldest = self._add(letter)
-        self._drop(oldest)
-
     def _add(self, letter: _Letter) -> _Letter | None:
         """Let a letter wait; what had to go for it. Needs the lock."""
         self._letters.append(letter)
@@ -166,7 +164,8 @@ class Outbox:
         trouble = self._post(letter.event, answer_s)
         moment = self._clock()
         again = trouble is not None and not last and moment + letter.pause <= letter.given_up
-        first, oldest = letter.pause == self._patience.first_pause_s, None
+        first = letter.pause == self._patience.first_pause_s
+        oldest = None
         with self._lock:
             if letter not in self._under_way:
                 return  # Told as lost meanwhile.
