@@ -17,7 +17,7 @@ CODE := src components pipelines tests docs benchmarks feature_repo
 COMPILE := $(UV) pip compile -q --generate-hashes --no-annotate --no-header --python $(PY)
 EXPORT := $(UV) export -q --frozen --no-emit-project --no-annotate --no-header
 
-.PHONY: help env loop test test-quick test-cluster test-full images check format lock spec docs bench peers clean announce
+.PHONY: help env loop test test-quick test-cluster test-full images check format lock spec docs bench dvc peers clean announce
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,7 @@ lock: .venv/.ready ## Resolve all environments anew into locks/ (with hashes, wi
 	@$(COMPILE) --upgrade locks/tools.in -o locks/tools.txt
 	@$(COMPILE) --upgrade locks/peers.in -o locks/peers.txt
 	@$(COMPILE) --upgrade locks/stores.in -o locks/stores.txt
+	@$(COMPILE) --upgrade locks/dvc.in -o locks/dvc.txt
 	@! grep -n '://' locks/*.txt
 
 spec: env ## Compile pipelines/training.py into pipelines/training.yaml
@@ -74,10 +75,12 @@ docs: env ## Write the generated reference in docs/
 bench: env ## Measure time, memory and latency into BENCHMARKS.md (15 minutes)
 	@$(PY) -m benchmarks
 
+dvc: .venv-dvc/.ready ## Make a small environment of DVC, which its tests want
+
 peers: .venv-peers/.ready ## Make the third environment, with neighbours to compare with
 
 clean: ## Remove environments, caches and the state of all projects here
-	@rm -rf .venv .venv-runtime .venv-peers .tools build dist .perennial
+	@rm -rf .venv .venv-runtime .venv-dvc .venv-peers .tools build dist .perennial
 	@rm -rf mlruns .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 announce:
@@ -98,8 +101,9 @@ announce:
 
 .venv/.locked: locks/core.txt
 .venv-runtime/.locked: locks/runtime.txt
+.venv-dvc/.ready: locks/dvc.txt
 .venv-peers/.ready: locks/peers.txt
-.venv/.locked .venv-runtime/.locked .venv-peers/.ready: | .tools/.ready
+.venv/.locked .venv-runtime/.locked .venv-dvc/.ready .venv-peers/.ready: | .tools/.ready
 	@echo "making $(@D) from $<"
 	@[ -x $(@D)/bin/python ] || $(UV) venv -q --python .tools/bin/python $(@D)
 	@$(UV) pip sync -q --python $(@D)/bin/python --require-hashes $<
