@@ -11,13 +11,27 @@ def validate(
     data_digest: str,
     run: str,
     snapshot: dsl.Input[dsl.Dataset],
+    kept: dsl.Output[dsl.Dataset],
+    aside: dsl.Output[dsl.Dataset],
     page: dsl.Output[dsl.HTML],
-) -> bool:
-    """Check a snapshot against the project's expectations; a critical fault ends the run."""
+) -> int:
+    """Check a snapshot, and part the rows that go on from those that break rules."""
     from perennial.steps import context
     from perennial.steps import validate as step
 
     page.metadata.update(context.pins("", run, data_digest))
     with context.opened("validate", project, run) as ctx:
-        checked = step.validate(ctx.project, context.path(snapshot), context.path(page))
-    return bool(checked.passed)
+        checked = step.validate(
+            ctx,
+            step.Given(
+                context.path(snapshot),
+                data_digest,
+                context.known_moment(snapshot.metadata["as_of"]),
+            ),
+            step.Out(context.path(kept), context.path(aside), context.path(page)),
+        )
+        kept.metadata.update(
+            context.pins(context.digest(kept), run, data_digest, as_of=snapshot.metadata["as_of"])
+        )
+        aside.metadata.update(context.pins(context.digest(aside), run, data_digest))
+    return int(checked.aside)

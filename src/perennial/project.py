@@ -1,10 +1,13 @@
 """What does the user want: one ``project.yaml`` as a validated, frozen record."""
 
+import ast
+import keyword
 import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -107,12 +110,31 @@ class Simulator(Part):
 
 
 class Source(Part):
-    """Where raw rows come from; ``--source`` overrides ``path``."""
+    """Where raw rows come from: files, a query of a database, or a simulator; ``--source`` names
+    files instead.
+    """
 
-    path: Annotated[str | None, Field(description="CSV (also .gz) or Parquet file.")] = None
+    path: Annotated[
+        str | None,
+        Field(
+            description="CSV (also .gz) or Parquet file; several by a pattern (data/2011-*.csv), in"
+            " order of their names; or s3://bucket/key, also with a pattern."
+        ),
+    ] = None
     wanted: Annotated[str, Field(description="What file to give when none is there.")] = (
         "a CSV or Parquet file"
     )
+    url: Annotated[
+        str | None,
+        Field(
+            description="Database by its SQLAlchemy URL, such as postgresql://role@host/database or"
+            " sqlite:///file.db, without a password; PERENNIAL_SOURCE_URL overrides it."
+        ),
+    ] = None
+    query: Annotated[
+        str | None,
+        Field(description="SELECT that gives the rows; only ORDER BY makes their order certain."),
+    ] = None
     simulator: Annotated[
         Simulator | None, Field(description="Invent the rows (transactions only).")
     ] = None
@@ -121,6 +143,35 @@ class Source(Part):
         str | None,
         Field(description="File beside the source with one row number and one time a row (CSV)."),
     ] = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Source":
+        given = [k for k in ("path", "query", "simulator") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"one of path, query and simulator, not {' and '.join(given)}")
+        if self.url is not None and self.query is None:
+            raise ValueError("a query beside url, such as SELECT * FROM purchases ORDER BY id")
+        if self.query is not None and self.join_times is not None:
+            raise ValueError("join_times with files only; join the times in the query")
+        return self
+
+    @model_validator(mode="after")
+    def _no_password(self) -> "Source":
+        # Told as a fault of the whole part: a fault of the key itself would quote the password.
+        if self.url is not None and _has_password(self.url):
+            raise ValueError(
+                "url without a password; give all of it by the setting PERENNIAL_SOURCE_URL, on a"
+                " cluster from a Secret"
+            )
+        return self
+
+
+def _has_password(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "@" in url
+    return bool(parts.password) or "password=" in parts.query.lower()
 
 
 class RowOrder(Part):
@@ -160,6 +211,14 @@ class Label(Part):
     known_after: Annotated[
         Length, Field(description="How long after the row's time its label is known.")
     ] = timedelta(0)
+    max_change: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="Most change of the share of positives since the last accepted snapshot.",
+        ),
+    ] = 0.10
 
 
 class Feature(Part):
@@ -167,10 +226,41 @@ class Feature(Part):
 
     name: Annotated[str, Field(description="Column of the table.")]
     type: Annotated[Literal["number", "category"], Field(description="How it is read.")]
+    owner: Annotated[str, Field(description="Who answers for it.")] = ""
+    description: Annotated[str, Field(description="What it says, in a few words.")] = ""
+    missing: Annotated[
+        Literal["fail", "last_known", "allow"],
+        Field(
+            description="Without a value: fail refuses the row; last_known takes the entity's last"
+            " one within max_age, and refuses beyond; allow leaves it missing to the model."
+        ),
+    ] = "allow"
+    max_age: Annotated[
+        Length | None,
+        Field(description="Greatest age of a value that is looked up; an older one is missing."),
+    ] = None
+
+    vouched: Annotated[
+        bool,
+        Field(
+            description="Somebody vouches that it is known when the prediction is wanted: the leak"
+            " check then accuses it by its time only, not by what it tells."
+        ),
+    ] = False
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "Feature":
+        if self.missing == "last_known" and not self.max_age:
+            raise ValueError("max_age: how old the last known value may be, such as 28d")
+        return self
 
 
 class Expectation(Part):
-    """One Great Expectations expectation under its own name and arguments."""
+    """One Great Expectations expectation under its own name and arguments.
+
+    An argument may speak of the last accepted snapshot: ``{of_last: 0.5}`` is half of what the same
+    expectation observed there, and ``partition_object: last_accepted`` its distribution.
+    """
 
     expect: Annotated[str, Field(description="Name, such as ExpectColumnValuesToNotBeNull.")]
     layer: Annotated[
@@ -181,7 +271,82 @@ class Expectation(Part):
         Literal["critical", "warning", "info"],
         Field(description="critical stops the run; the others are only reported."),
     ] = "critical"
-    args: Annotated[dict[str, Any], Field(description="Arguments, such as column and mostly.")] = {}
+    rows: Annotated[
+        Literal["quarantine", "keep"] | None,
+        Field(
+            description="What becomes of rows that break it; none: quarantine where it is critical"
+            " and each row must keep it (no mostly), else keep."
+        ),
+    ] = None
+    args: Annotated[
+        dict[str, Any],
+        Field(
+            description="Arguments, such as column and mostly; a number may be {of_last: 0.5}, that"
+            " many times what the last accepted snapshot showed."
+        ),
+    ] = {}
+
+    @model_validator(mode="after")
+    def _of_last(self) -> "Expectation":
+        for key, value in self.args.items():
+            factor = value.get(OF_LAST) if isinstance(value, dict) else None
+            if isinstance(value, dict) and OF_LAST in value and not _is_factor(value):
+                raise ValueError(f"args.{key}: {{of_last: a number above 0}}, not {factor!r}")
+        return self
+
+    @property
+    def mostly(self) -> float:
+        """Share of rows that must keep it."""
+        return float(self.args.get("mostly") or 1.0)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that it names, also in the condition that says which rows it is about."""
+        named = [self.args[key] for key in ("column", "column_A", "column_B") if key in self.args]
+        for key in ("column_list", "column_set"):
+            named += self.args.get(key) or []
+        named += _of_condition(str(self.args.get("row_condition") or ""))
+        return tuple(dict.fromkeys(str(column) for column in named))
+
+
+OF_LAST, LAST_ACCEPTED = "of_last", "last_accepted"
+_NAME = re.compile(r"`([^`]+)`|(?<![\w.])([A-Za-z_]\w*)")
+_BACKED = re.compile(r"`([^`]+)`")
+_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
+
+
+def words(text: str) -> list[str]:
+    """Words that may be columns: those that do not stand in quotation marks or behind a point."""
+    return [quoted or word for quoted, word in _NAME.findall(_QUOTED.sub(" ", text))]
+
+
+def _of_condition(text: str) -> list[str]:
+    """Columns that a condition of pandas names: what it calls, such as abs, is none."""
+    backed = dict.fromkeys(_BACKED.findall(text))
+    plain = _BACKED.sub(lambda found: f"_backed_{[*backed].index(found[1])}", text)
+    try:
+        tree = ast.parse(plain.strip() or "None", mode="eval")
+    except SyntaxError:
+        return [word for word in words(text) if not keyword.iskeyword(word)]
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    told = {f"_backed_{place}": name for place, name in enumerate(backed)}
+    return [told.get(node.id, node.id) for node in found if id(node) not in called]
+
+
+def _is_factor(value: dict[str, Any]) -> bool:
+    factor = value[OF_LAST]
+    is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
+    return len(value) == 1 and is_number and factor > 0
+
+
+class Quarantine(Part):
+    """When rows that break rules are kept aside, and when there are too many of them."""
+
+    max_share: Annotated[
+        float,
+        Field(ge=0, le=1, description="Most rows kept aside, as a share; more stop the run."),
+    ] = 0.05
 
 
 class Search(Part):
@@ -323,6 +488,18 @@ class Rollout(Part):
         return self
 
 
+class Serving(Part):
+    """What the servers do besides scoring the rows that they are sent."""
+
+    lookup: Annotated[
+        bool,
+        Field(
+            description="Run Feast's feature server too: a request may then carry the entity's key"
+            " (customer_id) alone, and its newest features are looked up."
+        ),
+    ] = False
+
+
 class Replay(Part):
     """Which part of the history trains the first model, and which is replayed."""
 
@@ -360,12 +537,16 @@ class Project(Part):
     expectations: Annotated[
         tuple[Expectation, ...], Field(description="What raw rows must keep.")
     ] = ()
+    quarantine: Annotated[Quarantine, Field(description="How many rows may be kept aside.")] = (
+        Quarantine()
+    )
     training: Annotated[Training, Field(description="How a model is fitted.")] = Training()
     gates: Annotated[Gates, Field(description="Limits of a candidate.")] = Gates()
     window: Annotated[Window, Field(description="How served rows are cut.")] = Window()
     drift: Annotated[Drift, Field(description="How a window is tested.")] = Drift()
     retraining: Annotated[Retraining, Field(description="When to train again.")] = Retraining()
     rollout: Annotated[Rollout, Field(description="How traffic moves.")] = Rollout()
+    serving: Annotated[Serving, Field(description="What the servers do besides.")] = Serving()
     replay: Annotated[Replay, Field(description="How history is replayed.")] = Replay()
 
     @model_validator(mode="after")

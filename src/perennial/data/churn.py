@@ -1,10 +1,21 @@
-"""What was known of each retail customer at a moment, and did they stop buying after it?"""
+"""What was known of each retail customer at a moment, and did they stop buying after it?
 
+Every feature is a sum over the last 90 days, taken at the start of each week. No row is repeated
+for each week that looks back on it: rows first become spans, stretches of weeks that see the same
+purchases. What is distinct (orders, products) is counted where it was seen last, so that a span
+ends where the same product is bought again. Sums are of millionths, as whole numbers, and so do
+not depend on the order of rows.
+"""
+
+import hashlib
+from bisect import bisect_left
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pandas as pd
+
+from perennial.data import duck
 
 # Windowed only: an age such as "days since the first purchase" grows by construction and would
 # count as drift for ever.
@@ -27,76 +38,169 @@ FEATURES = (
     "cancelled_share",
     "country",
 )
+BOUGHT, CANCELLED = "bought", "cancelled"
+KINDS = (BOUGHT, CANCELLED, "not sold", "without a customer", "without an invoice")
+
+_MICRO = timedelta(microseconds=1)
+
+# What each line is; a price or quantity that is no number of goods for money sells nothing.
+_KIND_SQL = f"""
+create or replace temp view kinds as
+select *, case when CustomerID is null or isnan(CustomerID::double) then 'without a customer'
+               when InvoiceNo is null then 'without an invoice'
+               when starts_with(InvoiceNo, 'C') then '{CANCELLED}'
+               when Quantity > 0 and Quantity < 1e15 and UnitPrice > 0 and UnitPrice < 1e15
+                    then '{BOUGHT}'
+               else 'not sold' end as kind
+from raw
+"""
+
+_PLACED_SQL = f"""
+create or replace temp view placed as
+select s.*, c.first, c.until, c.recent from (
+    select CustomerID::bigint as customer, InvoiceNo as invoice, StockCode as product,
+           epoch_us(InvoiceDate) as moment, kind = '{BOUGHT}' as bought,
+           try_cast(round(UnitPrice * 1e6) as hugeint) as price,
+           try_cast(round(Quantity * 1e6) as hugeint) as units,
+           try_cast(round(Quantity * UnitPrice * 1e6) as hugeint) as money,
+           list_position(['United Kingdom', 'Germany', 'France', 'EIRE'], Country) as place
+    from kinds where kind in ('{BOUGHT}', '{CANCELLED}')
+) s asof join cell c on s.moment > c.after where c.until > c.first
+"""
+
+_SPANS_SQL = """
+create or replace temp table spans as
+select customer, first, until, recent, count(*) as lines, count(*) filter (bought) as bought,
+       sum(money) filter (bought) as money, sum(units) filter (bought) as units,
+       sum(price) filter (bought) as price, min(moment) filter (bought) as oldest,
+       max(moment) filter (bought) as newest, max(moment * 8 + coalesce(place, 0)) as country
+from placed group by customer, first, until, recent
+"""
+
+_SEEN_SQL = """
+create or replace temp table {name} as
+select customer, first, least(until, coalesce(later, until)) as until,
+       least(recent, coalesce(later, recent)) as recent, count(*) as seen
+from (
+    select *, lead(first) over (
+        partition by customer, {key} order by first, until, recent) as later
+    from (select distinct customer, {key}, first, until, recent from placed where bought)
+) group by all
+"""
 
 _FEATURES_SQL = """
-with line as (
-    select CustomerID::bigint as customer_id, InvoiceNo as invoice, StockCode as product,
-           InvoiceDate as moment, Quantity::double as units, UnitPrice as price,
-           Quantity * UnitPrice as money, starts_with(InvoiceNo, 'C') as cancelled,
-           case when Country in ('United Kingdom', 'Germany', 'France', 'EIRE') then Country
-                else 'Other' end as country
-    from raw where CustomerID is not null
-), sale as (
-    select *, not cancelled as bought from line where cancelled or (units > 0 and price > 0)
-), seen as (
-    select m.cutoff, m.recent, s.* from moment m
-    join sale s on s.moment > m.since and s.moment <= m.cutoff
+create or replace temp table features as
+with known as (
+    select customer, place, sum(lines) as lines, sum(bought) as bought, sum(money) as money,
+           coalesce(sum(money) filter (place < recent), 0) as money_recent, sum(units) as units,
+           sum(price) as price, min(oldest) as oldest, max(newest) as newest,
+           max(country) as country
+    from (select *, unnest(range(first, until)) as place from spans where until > first)
+    group by customer, place having sum(bought) > 0
+), ordered as (
+    select customer, place, sum(seen) as orders,
+           coalesce(sum(seen) filter (place < recent), 0) as orders_recent
+    from (select *, unnest(range(first, until)) as place from orders where until > first)
+    group by customer, place
+), chosen as (
+    select customer, place, sum(seen) as products
+    from (select *, unnest(range(first, until)) as place from products where until > first)
+    group by customer, place
 )
-select customer_id, cutoff as event_time,
-       date_diff('minute', max(moment) filter (bought), cutoff) / 1440.0 as recency_days,
-       count(distinct invoice) filter (bought) as orders,
-       count(distinct invoice) filter (bought and moment > recent) as orders_recent,
-       sum(money) filter (bought) as spend,
-       coalesce(sum(money) filter (bought and moment > recent), 0)
-           / sum(money) filter (bought) as spend_share_recent,
-       sum(money) filter (bought) / count(distinct invoice) filter (bought) as spend_per_order,
-       count(*) filter (bought) / count(distinct invoice) filter (bought) as lines_per_order,
-       avg(units) filter (bought) as units_per_line,
-       avg(price) filter (bought) as unit_price,
-       count(distinct product) filter (bought) as products,
-       date_diff('minute', min(moment) filter (bought), max(moment) filter (bought)) / 1440.0
-           / nullif(count(distinct invoice) filter (bought) - 1, 0) as days_between_orders,
-       avg(cancelled::double) as cancelled_share,
-       arg_max(country, moment) as country
-from seen group by customer_id, cutoff
-having count(*) filter (bought) > 0
-order by event_time, customer_id
+select customer as customer_id, make_timestamptz(c.instant) as event_time,
+       (c.instant // 60000000 - newest // 60000000) / 1440.0 as recency_days,
+       orders::double as orders, orders_recent::double as orders_recent, money / 1e6 as spend,
+       money_recent / nullif(money, 0) as spend_share_recent,
+       money / 1e6 / orders as spend_per_order,
+       bought / orders as lines_per_order, units / 1e6 / bought as units_per_line,
+       price / 1e6 / bought as unit_price, products::double as products,
+       (newest // 60000000 - oldest // 60000000) / 1440.0 / nullif(orders - 1, 0)
+           as days_between_orders,
+       (lines - bought) / lines as cancelled_share,
+       ['Other', 'United Kingdom', 'Germany', 'France', 'EIRE'][1 + country % 8] as country
+from known join ordered using (customer, place) join chosen using (customer, place)
+join cutoffs c using (place)
 """
 
+# The next purchase decides, whatever the length of the history behind it.
 _LABELS_SQL = """
-select r.position, not exists(
-    select 1 from raw s
-    where s.CustomerID = r.customer_id and s.InvoiceDate > r.event_time
-      and s.InvoiceDate <= r.until and s.Quantity > 0 and s.UnitPrice > 0
-      and not starts_with(s.InvoiceNo, 'C')
-) as churned from example r order by r.position
+select e.*, (b.moment is null or b.moment > epoch_us(e.event_time) + {horizon})::double as label
+from example e asof left join (
+    select distinct CustomerID::bigint as customer_id, epoch_us(InvoiceDate) as moment
+    from kinds where kind = '{bought}'
+) b on e.customer_id = b.customer_id and b.moment > epoch_us(e.event_time)
 """
+
+
+def definition() -> str:
+    """A short digest of what the features are made by: another text may make other numbers."""
+    parts = (_KIND_SQL, _PLACED_SQL, _SPANS_SQL, _SEEN_SQL, _FEATURES_SQL)
+    # How lines are broken makes no other numbers.
+    return hashlib.sha256(" ".join(" ".join(parts).split()).encode()).hexdigest()[:12]
+
+
+def prepare(connection: Any) -> None:
+    """Sort the lines of the view ``raw`` (columns of ``sources.TRANSACTIONS``) by what they are."""
+    connection.execute(_KIND_SQL)
+
+
+def count_lines(connection: Any) -> dict[str, int]:
+    """How many lines are of each of ``KINDS``; together they are all lines."""
+    found = dict(connection.execute("select kind, count(*) from kinds group by kind").fetchall())
+    return {kind: int(found.get(kind, 0)) for kind in KINDS}
+
+
+def make_features(connection: Any, cutoffs: Sequence[datetime]) -> None:
+    """Make the table ``features``: customer_id, event_time (the cutoff, UTC) and ``FEATURES``.
+
+    One row for each cutoff and customer who bought in the 90 days up to it; nothing later than the
+    cutoff is looked at. ``cutoffs`` rise. Wants ``prepare`` before it.
+    """
+    instants = [_instant(moment) for moment in cutoffs]
+    _table(connection, "cutoffs", {"place": range(len(instants)), "instant": instants})
+    cells = _cells(instants)
+    names = ("after", "first", "until", "recent")
+    _table(connection, "cell", {n: [c[i] for c in cells] for i, n in enumerate(names)})
+    connection.execute(_PLACED_SQL)
+    connection.execute(_SPANS_SQL)
+    for name, key in (("orders", "invoice"), ("products", "product")):
+        connection.execute(_SEEN_SQL.format(name=name, key=key))
+    connection.execute(_FEATURES_SQL)
+    for name in ("spans", "orders", "products"):
+        connection.execute(f"drop table {name}")
+
+
+def labels_sql(horizon: timedelta) -> str:
+    """The rows of ``example`` (customer_id, event_time, ...) with their ``label``.
+
+    1.0 where the customer buys nothing in ``(event_time, event_time + horizon]``.
+    """
+    return _LABELS_SQL.format(horizon=horizon // _MICRO, bought=BOUGHT)
+
+
+def row_id_sql() -> str:
+    """One integer for each (event_time, customer), the same in every run and snapshot."""
+    return f"epoch_us(event_time) // 60000000 * {ID_ROOM} + customer_id"
 
 
 def churn_features(raw: pd.DataFrame, cutoffs: Sequence[datetime]) -> pd.DataFrame:
-    """One row for each cutoff and customer who bought in the 90 days up to it.
-
-    Columns are customer_id, event_time (the cutoff, UTC) and ``FEATURES``; nothing later than the
-    cutoff is looked at.
-    """
-    moments = pd.DataFrame({"cutoff": _plain_utc(pd.Series(list(cutoffs)))})
-    moments["since"] = moments["cutoff"] - LOOK_BACK
-    moments["recent"] = moments["cutoff"] - RECENT
-    rows = _query(_FEATURES_SQL, raw=_lean(raw), moment=moments)
-    rows["event_time"] = rows["event_time"].astype("datetime64[us]").dt.tz_localize("UTC")
-    numbers = [name for name in FEATURES if name != "country"]
-    rows[numbers] = rows[numbers].astype("float64")
-    return rows
+    """What ``make_features`` makes, of rows in memory; oldest first, then by customer."""
+    with duck.over({"raw": lean(raw)}) as connection:
+        prepare(connection)
+        make_features(connection, sorted(cutoffs))
+        found = connection.execute("from features order by event_time, customer_id").df()
+    return found.astype({"event_time": "datetime64[us, UTC]"})
 
 
 def churn_labels(raw: pd.DataFrame, rows: pd.DataFrame, horizon: timedelta) -> pd.Series:
     """1.0 where the customer of a row buys nothing in ``(event_time, event_time + horizon]``."""
-    example = pd.DataFrame({"customer_id": rows["customer_id"].to_numpy()})
-    example["event_time"] = _plain_utc(rows["event_time"]).to_numpy()
-    example["until"] = example["event_time"] + horizon
+    example = rows[["customer_id", "event_time"]].reset_index(drop=True)
     example["position"] = range(len(example))
-    found = _query(_LABELS_SQL, raw=_lean(raw), example=example)
-    return pd.Series(found["churned"].to_numpy(dtype="float64"), index=rows.index, name="label")
+    with duck.over({"raw": lean(raw), "example": example}) as connection:
+        prepare(connection)
+        sql = f"select label from ({labels_sql(horizon)}) order by position"
+        found = connection.execute(sql).fetchnumpy()["label"]
+    return pd.Series(found, index=rows.index, name="label", dtype="float64")
 
 
 def row_ids(rows: pd.DataFrame) -> pd.Series:
@@ -105,25 +209,40 @@ def row_ids(rows: pd.DataFrame) -> pd.Series:
     return (minutes * ID_ROOM + rows["customer_id"]).rename("row_id")
 
 
-def _lean(raw: pd.DataFrame) -> pd.DataFrame:
-    """Only what the queries read, with times that DuckDB compares without a time zone."""
+def _cells(instants: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """Stretches of time without a boundary of any window inside, by the instant each follows.
+
+    With each go the places of the first cutoff that sees it, of the first that does no more, and
+    of the first for which it is not recent.
+    """
+    back, recent = LOOK_BACK // _MICRO, RECENT // _MICRO
+    edges = sorted({edge for at in instants for edge in (at, at - back, at - recent)})
+    found = [
+        (
+            edge,
+            bisect_left(instants, end),
+            bisect_left(instants, end + back),
+            bisect_left(instants, end + recent),
+        )
+        for edge, end in zip(edges, edges[1:], strict=False)
+    ]
+    # What follows the last cutoff is seen by none.
+    return [*found, (edges[-1], 0, 0, 0)] if edges else []
+
+
+def _instant(moment: datetime) -> int:
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // _MICRO
+
+
+def _table(connection: Any, name: str, columns: dict[str, Sequence[int]]) -> None:
+    frame = pd.DataFrame({key: pd.Series(values, dtype="int64") for key, values in columns.items()})
+    connection.register("given", frame)
+    connection.execute(f"create or replace temp table {name} as from given")
+    connection.unregister("given")
+
+
+def lean(raw: pd.DataFrame) -> pd.DataFrame:
+    """Only what the queries read."""
     lean = raw[["InvoiceNo", "StockCode", "Quantity", "UnitPrice", "CustomerID", "Country"]].copy()
-    lean["InvoiceDate"] = _plain_utc(raw["InvoiceDate"])
-    return lean
-
-
-def _plain_utc(moments: pd.Series) -> pd.Series:
-    return pd.to_datetime(moments, utc=True).dt.tz_localize(None).astype("datetime64[us]")
-
-
-def _query(sql: str, **tables: pd.DataFrame) -> pd.DataFrame:
-    import duckdb
-
-    connection: Any = duckdb.connect()
-    try:
-        for name, table in tables.items():
-            connection.register(name, table)
-        frame: pd.DataFrame = connection.execute(sql).df()
-        return frame
-    finally:
-        connection.close()
+    times = pd.to_datetime(raw["InvoiceDate"], utc=True)
+    return lean.assign(InvoiceDate=times.astype("datetime64[us, UTC]"))

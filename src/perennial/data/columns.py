@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from perennial.data import sources
+from perennial.data import alone, sources
 
 MOST_CATEGORIES = 50
-LEAK_AUC = 0.98
 _NEARLY_ALL = 0.9  # of a column's values differ: it names the row
 _MOSTLY = 0.95  # of a column's values are dates: it means to hold dates
 _ODD = 0.01  # of a column's values are no numbers, and it is one of numbers all the same
@@ -21,7 +20,10 @@ _ROWS_TO_COUNT = 50  # so many numbers that only rise are no chance
 _NAMED_ID = re.compile(r"(^|[\W_])(id|ID|Id)$|^(id|ID|Id)[\W_]|[a-z0-9]I[dD]$|(?i:uuid|guid)")
 _DATE = re.compile(r"(^|\D)(19|20)\d{2}|^\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}\b")
 # Feast, XGBoost or the feature table itself use these for something else.
-_TAKEN = ("row_id", "event_time", "event_timestamp", "label", "label_known_at", "_order")
+_TAKEN = (
+    *("row_id", "event_time", "event_timestamp", "feature_time"),
+    *("label", "label_known_at", "_order"),
+)
 _UNFIT = re.compile(r"[\[\]<:]")
 
 
@@ -82,26 +84,6 @@ def is_dates(column: "pd.Series[Any]") -> bool:
     return bool(sources.as_times(present).notna().mean() >= _MOSTLY)
 
 
-def alone_auc(values: "pd.Series[Any]", positive: "pd.Series[Any]") -> float:
-    """How well one column tells the label without any other: an AUC of at least 0.5."""
-    known = positive.notna()
-    values, truth = values[known], positive[known].astype(bool)
-    if values.nunique() <= MOST_CATEGORIES:
-        keys = values.astype("object").where(values.notna(), "missing").astype(str)
-        scores = keys.map(truth.groupby(keys).mean())
-    else:
-        scores = sources.as_numbers(values).rank().fillna(0)
-    auc = _auc(scores.rank().to_numpy(), truth.to_numpy())
-    return max(auc, 1 - auc)
-
-
-def _auc(ranks: "np.ndarray[Any, Any]", truth: "np.ndarray[Any, Any]") -> float:
-    ones, zeros = int(truth.sum()), int((~truth).sum())
-    if not ones or not zeros:
-        return 0.5
-    return float((ranks[truth].sum() - ones * (ones + 1) / 2) / (ones * zeros))
-
-
 def _plain(value: object) -> bool:
     return isinstance(value, Hashable) and not isinstance(value, bytes | tuple)
 
@@ -140,9 +122,14 @@ def _unfit(name: str, raw: pd.DataFrame) -> str:
     return ""
 
 
+def names_an_id(name: str) -> bool:
+    """Does a column's name say that it tells rows or entities apart?"""
+    return bool(_NAMED_ID.search(name))
+
+
 def _is_id(name: str, values: "pd.Series[Any]", found: str) -> bool:
     all_differ = values.nunique() > _NEARLY_ALL * values.notna().sum()
-    if _NAMED_ID.search(name) or (name.lower().endswith("id") and all_differ):
+    if names_an_id(name) or (name.lower().endswith("id") and all_differ):
         return True
     return found == "category" and all_differ
 
@@ -158,8 +145,8 @@ def _left_out_number(values: "pd.Series[Any]") -> str:
 
 
 def _leak(values: "pd.Series[Any]", positive: "pd.Series[Any]") -> str:
-    auc = alone_auc(values, positive)
-    if auc <= LEAK_AUC:
+    auc = alone.measure(values, positive).auc
+    if auc <= alone.limit(values):
         return ""
     return f"tells the label all alone (AUC {auc:.3f}), a leak if it is filled in afterwards"
 

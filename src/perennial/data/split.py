@@ -1,5 +1,6 @@
 """Which labelled rows judge a model, and which may train it?"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,12 +20,16 @@ Rows = np.ndarray[Any, np.dtype[np.intp]]
 
 @dataclass(frozen=True)
 class Split:
-    """Rows that train and the later rows that judge, which lie in one stretch of windows."""
+    """Rows that train and the later rows that judge, which lie in one stretch of windows.
+
+    ``left`` counts the others by why they do neither; together they are all rows.
+    """
 
     train: pd.DataFrame
     holdout: pd.DataFrame
     window_start: datetime
     window_end: datetime
+    left: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Fold:
 def split(project: Project, frame: pd.DataFrame) -> Split:
     """Keep the newest labelled windows from training. Raises RunFailed that counts the rows.
 
+    Also where a row would train and judge, or be nowhere.
+
     Rows about one entity may overlap in what decides their label (a customer is in many weeks,
     and 60 days of silence decide all of them). Half of the entities therefore judge: their older
     rows train only where the label was known before the first judging window began.
@@ -48,14 +55,24 @@ def split(project: Project, frame: pd.DataFrame) -> Split:
     judges = _judges(project, labelled)
     inside = _starts(project, labelled).isin(windows).to_numpy()
     train = _may_train(project, labelled, start, judges)
+    times = labelled["event_time"]
+    before = (times < start).to_numpy()
     if project.training.keep:
-        train &= (labelled["event_time"] >= start - project.training.keep).to_numpy()
+        train &= (times >= start - project.training.keep).to_numpy()
     _check_training(project, labelled["label"].to_numpy()[train])
+    left = {
+        "no label yet": int(frame["label"].isna().sum()),
+        "before judging, too old or told too late": int((before & ~train).sum()),
+        "since judging began, of who does not judge": int((~before & inside & ~judges).sum()),
+        "since judging began, in a window with few rows": int((~before & ~inside).sum()),
+    }
+    _check_all(frame, train, inside & judges, left)
     return Split(
         labelled[train].reset_index(drop=True),
         labelled[inside & judges].reset_index(drop=True),
         start,
         end,
+        left,
     )
 
 
@@ -145,6 +162,13 @@ def _check_training(project: Project, labels: np.ndarray[Any, Any]) -> None:
         )
     if len(np.unique(labels)) < 2:
         raise RunFailed(f"all {len(labels):,} training rows have the label {labels[0]:g}")
+
+
+def _check_all(frame: pd.DataFrame, train: Mask, judge: Mask, left: Mapping[str, int]) -> None:
+    counts = {"train": int(train.sum()), "judge": int(judge.sum()), **left}
+    if sum(counts.values()) != len(frame) or (train & judge).any():
+        told = ", ".join(f"{what} {count:,}" for what, count in counts.items())
+        raise RunFailed(f"rows were lost or doubled: of {len(frame):,} rows {told}")
 
 
 def _both_classes(labels: np.ndarray[Any, Any]) -> bool:

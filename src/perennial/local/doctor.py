@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from perennial.errors import BadInput, Unavailable
-from perennial.local import folders, isvc, processes
+from perennial.local import folders, isvc, processes, tables
 from perennial.retrain import launchers
 from perennial.settings import Settings, StateFolder
 
@@ -198,4 +197,4 @@ def _show(found: list[Check]) -> None:
     for check in found:
         remedy = "" if check.ok else f"\n-> {check.remedy}"
         table.add_row("ok" if check.ok else "MISSING", check.name, f"{check.seen}{remedy}")
-    Console().print(table, markup=False, highlight=False)
+    tables.show(table)

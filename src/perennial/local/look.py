@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine
 
 from perennial import ledger
 from perennial.errors import BadInput
-from perennial.local import folders, processes, summary
+from perennial.local import folders, processes, summary, tables
 from perennial.records import RolloutState, Version, plain
 from perennial.settings import Settings, StateFolder
 from perennial.store import engine as engines
@@ -42,7 +41,7 @@ def status(settings: Settings, text: str, *, as_json: bool) -> int:
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in facts.items():
         table.add_row(key.replace("_", " "), _plain_cell(value))
-    Console().print(table)
+    tables.show(table)
     return 0
 
 
@@ -198,7 +197,7 @@ def _show(rows: Sequence[dict[str, Any]], as_json: bool, hidden: Sequence[str] =
     table = Table(*heads, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*[_plain_cell(row[key]) for key in heads])
-    Console().print(table)
+    tables.show(table)
 
 
 def _plain_cell(value: Any) -> str:

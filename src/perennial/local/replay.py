@@ -19,10 +19,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from perennial import bundle, ledger, project
 from perennial.contract import Contract
-from perennial.data import history, sources
+from perennial.data import sources
 from perennial.drift import segments
 from perennial.errors import BadInput, LoopBroken
 from perennial.local import folders, processes, stack, summary
+from perennial.local import rows as served
 from perennial.records import DriftReport, Phase, some
 from perennial.report import loop as loop_report
 from perennial.settings import Settings
@@ -319,7 +320,7 @@ def main(settings: Settings, text: str, *, source: str, until: str, as_json: boo
     folder = folders.project_folder(settings, text)
     found = project.load(folder)
     ours = folders.replay_settings(settings)
-    rows, since = _history(found, source, folder, until)
+    rows, since = _history(found, source, folder, until, settings.source_url)
     _announce(console, found, source)
     _start_afresh(ours, found.name)
     result = _drive(ours, folder, found, source, rows, since, console)
@@ -343,16 +344,16 @@ def _announce(console: Console, found: project.Project, source: str) -> None:
 
 
 def _source_name(found: project.Project) -> str:
-    return found.source.path or "the simulator"
+    return found.source.path or ("its query" if found.source.query else "the simulator")
 
 
 def _history(
-    found: project.Project, source: str, folder: Path, until: str
+    found: project.Project, source: str, folder: Path, until: str, url: str
 ) -> tuple[pd.DataFrame, datetime]:
     """Rows to serve, sorted by time, and the moment up to which the first model may look."""
-    raw = sources.read(found, source or None, folder)
+    raw = sources.read(found, source or None, folder, url=url)
     stop = _moment(until) if until else found.replay.until
-    everything = history.examples(found, raw, datetime.min.replace(tzinfo=UTC), stop)
+    everything = served.examples(found, raw, datetime.min.replace(tzinfo=UTC), stop)
     since = _since(found, everything)
     rows = everything[everything["event_time"] >= since].reset_index(drop=True)
     if rows.empty:

@@ -29,6 +29,7 @@ class Places:
     segments: str  # URI that takes served rows
     sink: str  # URL that takes drift events
     key: Path  # file with the key that signs them
+    features: str = ""  # URL of the feature server; empty: features come with the request
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class LocalRevisions:
             "segments": self._places.segments,
             "sink": self._places.sink,
             "key": str(self._places.key),
+            **({"features": self._places.features} if self._places.features else {}),
         }
         return self._service.transformer.command_line(self._places.python, changes)
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
-from rich.console import Console
 from rich.table import Table
 
 from perennial import project as projects
 from perennial.errors import BadInput
-from perennial.local import folders, look, spec, summary
+from perennial.local import folders, look, spec, summary, tables
 from perennial.retrain import choice, ends
 from perennial.retrain.answers import Run
 from perennial.retrain.backend import Backend
@@ -85,7 +84,10 @@ def listing(settings: Settings, project: str, *, verbose: bool, as_json: bool) -
     table.add_column("run", no_wrap=True, min_width=36)
     for row in found:
         table.add_row(row["created_at"][:16], row["state"], row["project"], row["run"])
-    Console().print(table if found else "nothing yet")
+    if found:
+        tables.show(table)
+    else:
+        print("nothing yet")
     return 0
 
 
@@ -116,7 +118,7 @@ def status(settings: Settings, name: str, *, project: str, as_json: bool) -> int
     for task in run.steps:
         seconds = "-" if task.seconds is None else f"{task.seconds:.0f}"
         table.add_row(task.name, task.state, seconds)
-    Console().print(table)
+    tables.show(table)
     return 0
 
 

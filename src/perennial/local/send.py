@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.progress import track
 
 from perennial import contract, project
-from perennial.data import history, sources
+from perennial.data import sources
 from perennial.errors import BadInput, Unavailable
 from perennial.local import folders, replay
+from perennial.local import rows as served
 from perennial.settings import Settings
 
 MOST_FAILED = 20
@@ -37,9 +38,10 @@ def main(settings: Settings, text: str, wanted: Wanted) -> int:
     """Send the rows in order of time, and say who answered. Raises Unavailable when nobody does."""
     folder = folders.project_folder(settings, text)
     found = project.load(folder)
-    raw = sources.read(found, wanted.source or None, folder if folder.is_dir() else folder.parent)
+    home = folder if folder.is_dir() else folder.parent
+    raw = sources.read(found, wanted.source or None, home, url=settings.source_url)
     since = _moment("--from", wanted.since) or found.replay.train_until
-    rows = history.examples(found, raw, since or _FIRST, _moment("--until", wanted.until))
+    rows = served.examples(found, raw, since or _FIRST, _moment("--until", wanted.until))
     if rows.empty:
         raise BadInput(f"{found.name} has no rows between --from and --until; wanted some to send")
     answers = replay.Answers()

@@ -14,10 +14,11 @@ from typing import Any
 import pandas as pd
 
 from perennial import ledger, project
-from perennial.data import history, sources
+from perennial.data import sources
 from perennial.drift import segments
 from perennial.errors import BadInput, Unavailable
 from perennial.local import folders, processes, replay, spec, summary
+from perennial.local import rows as served
 from perennial.records import DriftReport, Phase, RolloutState
 from perennial.retrain import choice, launchers
 from perennial.settings import Settings
@@ -135,9 +136,9 @@ class Session:
         Raises BadInput when there are none.
         """
         home = self.folder if self.folder.is_dir() else self.folder.parent
-        raw = sources.read(self.project, None, home)
+        raw = sources.read(self.project, None, home, url=self.settings.source_url)
         since = self._unserved()
-        rows = history.examples(self.project, raw, since, self.project.replay.until)
+        rows = served.examples(self.project, raw, since, self.project.replay.until)
         if rows.empty:
             raise BadInput(
                 f"all rows of {self.project.name} were served; forget the project's state, such as"

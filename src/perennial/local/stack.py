@@ -35,10 +35,11 @@ from perennial.store.engine import make_engine
 
 log = logging.getLogger(__name__)
 
-EDGE, SERVICE, ALIAS = "edge", "service", "alias"
+EDGE, SERVICE, ALIAS, FEATURES = "edge", "service", "alias", "features"
 FIRST = "first model"
 EDGE_S = 10.0
 SERVICE_S = 60.0
+FEATURES_S = 60.0
 POLL_S = 0.1
 
 Say = Callable[[str], None]
@@ -81,6 +82,7 @@ class Stack:
         self._problems: list[str] = []
         self.edge_url = ""
         self.service_url = ""
+        self.features_url = ""
 
     def __enter__(self) -> "Stack":
         self.start()
@@ -97,6 +99,7 @@ class Stack:
             self._start_edge()
             self._start_service()
             self._train_first()
+            self._start_features()
             self._wait_for_serving()
             self._wait_for_service()
             self._record("stack.started")
@@ -142,9 +145,11 @@ class Stack:
 
     def _start_edge(self) -> None:
         port = processes.edge_port(self._settings.edge_port)
-        admin, service = processes.free_ports(2)
+        admin, service, features = processes.free_ports(3)
         name = self.project.name
         self.service_url = f"http://{processes.LOOPBACK}:{service}"
+        if self.project.serving.lookup:
+            self.features_url = f"http://{processes.LOOPBACK}:{features}"
         way = Files(self.state.stack / "envoy", port, admin)
         traffic = EnvoyTraffic(name, way)
         self._open.callback(traffic.close)
@@ -176,6 +181,7 @@ class Stack:
             segments=self.state.artifacts("segments"),
             sink=f"{self.service_url}/",
             key=self.state.keys / "event.key",
+            features=self.features_url,
         )
 
     def _start_service(self) -> None:
@@ -183,6 +189,18 @@ class Stack:
         command = [sys.executable, "-m", "perennial.retrain.service"]
         command += ["--project", str(self._folder), "--port", port, "--source", self._source]
         self._children.start(SERVICE, command, self._env)
+
+    def _start_features(self) -> None:
+        """Let features be looked up, if the project asks for it: they are there once it trained."""
+        if not self.features_url:
+            return
+        command = [sys.executable, "-m", "perennial.features.server"]
+        command += ["--project", str(self._folder), "--port", self.features_url.rpartition(":")[2]]
+        self._children.start(FEATURES, command, self._env)
+        health = f"{self.features_url}/health"
+        if not processes.wait_until(lambda: _answers(health), FEATURES_S):
+            ended = self._children.ended(FEATURES)
+            raise Unavailable(f"the feature server did not start: {ended or 'no answer'}")
 
     def _train_first(self) -> None:
         name = self.project.name
@@ -225,19 +243,13 @@ class Stack:
     def _service_answers(self) -> bool:
         if self._children.ended(SERVICE):
             raise Unavailable(f"the retraining service ended: {self._children.ended(SERVICE)}")
-        try:
-            return (
-                httpx.get(f"{self.service_url}/healthz", timeout=5, trust_env=False).status_code
-                == 200
-            )
-        except httpx.HTTPError:
-            return False
+        return _answers(f"{self.service_url}/healthz")
 
     def _mend(self) -> None:
         """Start again what must run; a canary that ends is for the judge, not for us."""
         serving = self.serving()
         open_one = rollouts.open_rollout(self._engine, self.project.name)
-        needed = {EDGE, SERVICE, *self._processes(serving)}
+        needed = {EDGE, SERVICE, FEATURES, *self._processes(serving)}
         for name in self._children.names():
             told = self._children.ended(name)
             if told and name in needed:
@@ -294,6 +306,13 @@ def up(settings: Settings, text: str, *, source: str = "") -> int:
             _ignore_signals()
             stack.stop()
     return 0
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5, trust_env=False).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
 
 
 def _present(found: projects.Project, source: str) -> datetime | None:

@@ -187,7 +187,7 @@ def reason(exc: BaseException) -> str:
     return " ".join(str(exc).split()) or type(exc).__name__
 
 
-def pins(digest: str, run: str, *parents: str, **more: str) -> dict[str, Any]:
+def pins(digest: str, run: str, *parents: str, **more: str | int) -> dict[str, Any]:
     """Metadata that makes an artifact part of a lineage."""
     return {"digest": digest, "run": run, "parents": list(parents), **more}
 

@@ -1,68 +1,176 @@
-"""What was known of each row at its own time? The feature table, joined point in time by Feast."""
+"""What was known of each row at its own time? The feature table, and the newest features online."""
 
-import importlib.util
-import warnings
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import pyarrow.parquet as pq
+from sqlalchemy import Engine
 
-from perennial.data import history
+from perennial.data import duck, history, leaks, sift
+from perennial.data.labels import Change
+from perennial.data.leaks import Leak
 from perennial.errors import BadInput, RunFailed
+from perennial.features import online, table, truth, watch
+from perennial.features import store as stores
+from perennial.features.truth import Derived
 from perennial.project import Project
 from perennial.settings import Settings
-from perennial.store import files
+from perennial.store import fence, files, objects, scratch
+from perennial.store.engine import borrowed
 
-if TYPE_CHECKING:
-    from feast import Entity, FeatureStore, FeatureView
-
-SOURCE = "examples.parquet"
-DEFINITIONS = Path("feature_repo") / "retail.py"
-CONFIG = """\
-project: {name}
-provider: local
-registry: registry.db
-offline_store:
-  type: duckdb
-online_store:
-  type: sqlite
-  path: online.db
-entity_key_serialization_version: 3
-"""
+PAGE = "features.html"  # below reports/, in the folder of the run
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """How many rows the table has, and how many of them have a known label."""
+    """How many rows the table has, and how many of them have a known label.
+
+    ``counts`` says what became of each row of the snapshot; ``quality`` is the verdict on the
+    features that went online, ``written`` how many rows of them were new there.
+    """
 
     rows: int
     labelled: int
+    counts: Mapping[str, int] = field(default_factory=dict)
+    quality: str = ""
+    written: int = 0
+
+    @property
+    def told(self) -> dict[str, str | int]:
+        """As metadata: the verdict, and what the rows of the snapshot were."""
+        counts = {f"rows_{kind.replace(' ', '_')}": count for kind, count in self.counts.items()}
+        return {"quality": self.quality, "written": self.written, **counts}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who makes features: the run, its time, and who may still write for it."""
+
+    run: str
+    now: datetime
+    guard: fence.Guard = fence.free
+
+
+@dataclass(frozen=True)
+class _Judged:
+    suspected: tuple[Leak, ...]
+    labels: Derived | None
 
 
 def build(
-    settings: Settings, project: Project, snapshot: Path, as_of: datetime | None, out: Path
+    settings: Settings,
+    project: Project,
+    snapshot: Path,
+    as_of: datetime | None,
+    out: Path,
+    *,
+    page: Path,
+    origin: Origin,
 ) -> FeatureTable:
     """Write the feature table: row_id, event_time, label (NaN: unknown), label_known_at, features.
 
-    Feast joins the features to the rows as of each row's own time and materializes the newest
-    window online. Raises RunFailed when labels are used before anybody could know them.
+    Feast joins the features to the rows as of each row's own time (``feature_time`` says which row
+    of features that was), and the newest ones go online. Raises RunFailed when labels are used
+    before anybody could know them, when a feature misses a value that may not, when the leak check
+    is sure, when labels that are made here come otherwise than in the last accepted table, or when
+    rows are lost; BadInput without ``as_of``.
     """
     if as_of is None:
         raise BadInput("as_of is empty, wanted the moment that the snapshot was taken for")
-    frame = _examples(project, pd.read_parquet(snapshot), as_of)
+    with (
+        stores.opened(settings, project) as store,
+        scratch.folder(store.folder) as near,
+        borrowed(settings.state(project.name).url) as engine,
+    ):
+
+        def judge(examples: Path, counts: Mapping[str, int]) -> _Judged:
+            _check(project, examples, as_of)
+            labels = truth.judge(engine, project, examples, as_of)
+            judged = _Judged(find_leaks(project, examples), labels)
+            _refuse(settings, project, judged, counts, page, origin)
+            return judged
+
+        # Once before Feast has any of it, and once more with the times that it joined by.
+        made = table.draft(project, store, snapshot, as_of, near, judge)
+        judged = judge(made.path, made.counts)
+        table.publish(made.path, out)
+        with engine.begin() as connection:
+            origin.guard(connection)
+        done = online.materialize(store, project)
+        seen = _watched(engine, store, project, done.moment, origin)
+        _keep_labels(engine, project, judged.labels, origin)
+    text = watch.render(
+        project, seen, made.counts, done.written, judged.suspected, _changes(judged.labels)
+    )
+    files.write_atomic(page, text)
+    return FeatureTable(made.rows, made.labelled, made.counts, seen.verdict, done.written)
+
+
+def _check(project: Project, made: Path, as_of: datetime) -> None:
+    """What must hold of a table before anybody sees it."""
+    names = [f.name for f in project.features if f.missing == "fail"]
+    frame = pd.read_parquet(made, columns=["event_time", "label"])
     check_label_times(project, frame, as_of)
-    store = _store(settings, project, frame)
-    entity, view = _definitions(settings, project)
-    with warnings.catch_warnings():
-        # Feast and ibis announce changes of their own; nothing of it is ours to mend.
-        warnings.simplefilter("ignore")
-        store.apply([entity, view])
-        joined = _join(store, project, view, frame)
-        _materialize(store, view, project, frame)
-    files.write_atomic(out, joined.to_parquet(index=False, coerce_timestamps="us"))
-    return FeatureTable(len(joined), int(joined["label"].notna().sum()))
+    with duck.connected(made.parent) as connection:
+        duck.view(connection, "made", made)
+        for name in names:
+            sql = f"select count(*) - count({duck.column(name)}) from made"
+            check_missing(name, int(connection.execute(sql).fetchone()[0]), len(frame))
+
+
+def find_leaks(project: Project, made: Path) -> tuple[Leak, ...]:
+    """The leak check: which features know what nobody can know when a prediction is wanted?"""
+    has = set(pq.read_schema(made).names)
+    wanted = ("event_time", "label", "label_known_at", history.TIME, history.key(project))
+    columns = [c for c in dict.fromkeys((*wanted, *project.feature_names)) if c in has]
+    rows = sift.spaced(made, columns, leaks.MOST_ROWS)
+    view = leaks.View("the feature table", project.feature_names, history.TIME)
+    return leaks.check(leaks.of(project, rows, (view,) if history.TIME in has else ()))
+
+
+def _refuse(
+    settings: Settings,
+    project: Project,
+    judged: _Judged,
+    counts: Mapping[str, int],
+    page: Path,
+    origin: Origin,
+) -> None:
+    """No model may learn from a leak or wrong labels. Raises RunFailed, once the page is there."""
+    critical = [leak for leak in judged.suspected if leak.severity == "critical"]
+    broken = judged.labels.broken if judged.labels else ()
+    if not critical and not broken:
+        return
+    text = watch.render_refused(project, judged.suspected, counts, _changes(judged.labels))
+    files.write_atomic(page, text)
+    reports = objects.Folder(settings.state(project.name).artifacts("reports"))
+    shown = reports.write(f"{origin.run}/{PAGE}", text)
+    told = (("leak check", critical), ("labels are not as they were", broken))
+    said = "; ".join(
+        f"{what}: {'; '.join(one.sentence for one in found)}" for what, found in told if found
+    )
+    raise RunFailed(f"{said}; see {shown}")
+
+
+def _changes(labels: Derived | None) -> Sequence[Change]:
+    return labels.changes if labels else ()
+
+
+def _keep_labels(engine: Engine, project: Project, labels: Derived | None, origin: Origin) -> None:
+    if labels:
+        truth.keep(engine, project, labels, run=origin.run, now=origin.now, guard=origin.guard)
+
+
+def check_missing(feature: str, missing: int, rows: int) -> None:
+    """No row may go without a feature whose policy is fail. Raises RunFailed."""
+    if missing:
+        raise RunFailed(
+            f"{feature} has no value in {missing:,} of {rows:,} rows, and its policy is"
+            " 'missing: fail'; mend the source, or choose last_known or allow in project.yaml"
+        )
 
 
 def check_label_times(project: Project, frame: pd.DataFrame, as_of: datetime) -> None:
@@ -81,105 +189,9 @@ def _horizon(project: Project) -> timedelta:
     return project.label.horizon if project.kind == "transactions" else timedelta(0)
 
 
-def _examples(project: Project, snapshot: pd.DataFrame, as_of: datetime) -> pd.DataFrame:
-    """The rows of the table with labels blanked where they are not known yet."""
-    if project.kind == "table":
-        return snapshot
-    frame = history.examples(project, snapshot, datetime.min.replace(tzinfo=UTC), as_of)
-    if frame.empty:
-        raise RunFailed(
-            f"the snapshot as of {as_of:%Y-%m-%d} gives no example yet: features look back"
-            " some weeks before the first cut-off; give a longer history"
-        )
-    known = frame["label_known_at"] <= as_of
-    return frame.assign(label=frame["label"].where(known)).reset_index(drop=True)
-
-
-def _store(settings: Settings, project: Project, frame: pd.DataFrame) -> "FeatureStore":
-    from feast import FeatureStore
-
-    folder = settings.state(project.name).feast
-    files.write_atomic(folder / "feature_store.yaml", CONFIG.format(name=_identifier(project)))
-    columns = [_key(project), "event_time", *project.feature_names]
-    source = frame[columns].drop_duplicates([_key(project), "event_time"], keep="last")
-    data = source.to_parquet(index=False, coerce_timestamps="us")
-    files.write_atomic(folder / SOURCE, data)
-    return FeatureStore(repo_path=str(folder))
-
-
-def _identifier(project: Project) -> str:
-    return project.name.replace("-", "_")
-
-
-def _key(project: Project) -> str:
-    return "customer_id" if project.kind == "transactions" else "row_id"
-
-
-def _definitions(settings: Settings, project: Project) -> "tuple[Entity, FeatureView]":
-    """Feast's entity and view: written by hand for retail, made from the project for a table."""
-    from feast import FileSource
-
-    if project.kind == "transactions":
-        module = _load(settings.root / DEFINITIONS)
-        entity, view = module.customer, module.customer_purchases
-    else:
-        entity, view = _table_definitions(project)
-    # The DuckDB store takes a relative path from the working folder, not from the repository.
-    path = str(settings.state(project.name).feast / SOURCE)
-    name = view.batch_source.name
-    view.batch_source = FileSource(name=name, path=path, timestamp_field="event_time")
-    return entity, view
-
-
-def _load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("feature_repo_retail", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise BadInput(f"no Feast definitions at {path}; set PERENNIAL_ROOT to the project's root")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _table_definitions(project: Project) -> "tuple[Entity, FeatureView]":
-    from feast import Entity, FeatureView, Field, FileSource, ValueType
-    from feast.types import Float64, String
-
-    entity = Entity(name="row", join_keys=["row_id"], value_type=ValueType.INT64)
-    source = FileSource(name="rows", path=SOURCE, timestamp_field="event_time")
-    schema = [
-        Field(name=feature.name, dtype=Float64 if feature.type == "number" else String)
-        for feature in project.features
-    ]
-    view = FeatureView(
-        name="rows", entities=[entity], ttl=timedelta(0), schema=schema, source=source, online=True
-    )
-    return entity, view
-
-
-def _join(
-    store: "FeatureStore", project: Project, view: "FeatureView", frame: pd.DataFrame
-) -> pd.DataFrame:
-    """Features as of each row's time, in the order of ``frame`` (Feast keeps none)."""
-    about = [name for name in frame.columns if name not in project.feature_names]
-    rows = frame[about].assign(_order=range(len(frame)))
-    wanted = [f"{view.name}:{name}" for name in project.feature_names]
-    entities = rows.rename(columns={"event_time": "event_timestamp"})
-    joined = store.get_historical_features(entity_df=entities, features=wanted).to_df()
-    if len(joined) != len(frame):
-        raise RunFailed(f"Feast returned {len(joined):,} rows for {len(frame):,}; nothing is kept")
-    joined = joined.sort_values("_order", kind="stable").reset_index(drop=True)
-    for name in about:
-        joined[name] = rows[name].to_numpy() if name != "event_time" else frame["event_time"].array
-    return joined[[*about, *project.feature_names]]
-
-
-def _materialize(
-    store: "FeatureStore", view: "FeatureView", project: Project, frame: pd.DataFrame
-) -> None:
-    """Bring the newest window online: what a look-up by entity key would ask for."""
-    newest = frame["event_time"].max().to_pydatetime()
-    store.materialize(
-        start_date=project.window_start(newest) - timedelta(seconds=1),
-        end_date=newest + timedelta(seconds=1),
-        feature_views=[view.name],
-    )
+def _watched(
+    engine: Engine, store: stores.Store, project: Project, moment: datetime, origin: Origin
+) -> watch.Watched:
+    seen = watch.measure(engine, store, project, moment)
+    watch.keep(engine, project, seen, run=origin.run, now=origin.now, guard=origin.guard)
+    return seen

@@ -1,22 +1,24 @@
 """What was known at one moment? An immutable snapshot of the source, named by its content."""
 
-import io
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from perennial.data import sources
-from perennial.errors import RunFailed
+from perennial.data import snapshots, sources
+from perennial.data.rows import Clock
+from perennial.data.snapshots import Counted
+from perennial.errors import RunFailed, Unavailable
 from perennial.ledger import Ledger
 from perennial.project import Project
-from perennial.settings import Settings
+from perennial.settings import Settings, StateFolder
 from perennial.steps import context
-from perennial.store import fence, files
+from perennial.store import fence, objects, scratch
 from perennial.store.engine import make_engine
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,14 @@ class Snapshot:
     """A snapshot on the disk; ``digest`` is that of its bytes, ``as_of`` what it may know."""
 
     digest: str
-    rows: int
+    counted: Counted
     path: Path
     as_of: datetime
+    kind: str  # of its source
+
+    @property
+    def rows(self) -> int:
+        return self.counted.kept
 
 
 def ingest(
@@ -45,18 +52,19 @@ def ingest(
     """Keep every row before ``as_of`` (None: all) and write the start of the run to the ledger.
 
     Labels that are not known by then are blank. Raises BadInput for a source that is missing or
-    malformed, RunFailed when nothing is left, and what the guard raises.
+    malformed, RunFailed when nothing is left or rows lie in the future, Unavailable when the source
+    does not answer or the disk is full, and what the guard raises.
     """
-    raw = sources.read(project, source or None, folder)
-    frame, moment = known_at(project, raw, as_of)
-    if frame.empty:
-        raise RunFailed(
-            f"the source has no row before {moment:%Y-%m-%d %H:%M}; its rows are later, or as_of"
-            " is too early"
-        )
-    taken = _keep(settings, project, frame, moment)
-    files.write_atomic(out, taken.path.read_bytes())
-    engine = make_engine(settings.state(project.name).url)
+    state = settings.state(project.name)
+    with (
+        _with_room(state.root),
+        scratch.folder(state.scratch) as near,
+        sources.opened(project, source or None, folder, near, url=settings.source_url) as found,
+    ):
+        taken = _take(state.snapshots, project, found, as_of, near / "draft", now)
+        snapshots.copy(taken.path, out)
+        _publish(state, taken)
+    engine = make_engine(state.url)
     try:
         ledger = Ledger(engine, guard)
         _record(ledger, project, taken, run=run, trigger=trigger, source=source, now=now)
@@ -65,36 +73,64 @@ def ingest(
     return taken
 
 
-def known_at(
-    project: Project, raw: pd.DataFrame, as_of: datetime | None
-) -> tuple[pd.DataFrame, datetime]:
-    """The rows that were there before ``as_of``, with only the labels that were known at it."""
-    frame = sources.table_rows(project, raw) if project.kind == "table" else raw
-    column = "event_time" if project.kind == "table" else str(project.time.column)
-    times = pd.to_datetime(frame[column], utc=True)
-    moment = as_of or times.max().to_pydatetime() + timedelta(seconds=1)
-    kept = frame[times < moment].reset_index(drop=True)
-    if project.kind == "table":
-        known = kept["label_known_at"] <= moment
-        kept = kept.assign(label=kept["label"].where(known))
-    return kept, moment
+def _take(
+    folder: Path,
+    project: Project,
+    found: sources.Opened,
+    as_of: datetime | None,
+    draft: Path,
+    now: datetime,
+) -> Snapshot:
+    rows = found.rows
+    unreadable = rows.check()
+    clock = rows.clock(now)
+    if clock.in_future and as_of is None:
+        raise RunFailed(
+            f"{clock.in_future:,} of {clock.rows:,} rows lie in the future by"
+            f" {project.time.column or 'time.row_order'}, such as {clock.example:%Y-%m-%d %H:%M};"
+            " mend the source, or give as_of to leave them for later"
+        )
+    moment = as_of or _after(clock)
+    position = rows.newest(moment)
+    if position is None:
+        raise RunFailed(
+            f"the source has no row before {moment:%Y-%m-%d %H:%M}; its rows are later, or as_of"
+            " is too early"
+        )
+    kept = snapshots.write(draft, rows.schema, rows.known(moment))
+    counted = Counted(rows.count, kept, rows.later(moment), clock.in_future, unreadable)
+    told = snapshots.Taken(found.origin, moment, position, now)
+    digest = snapshots.keep(draft, folder, counted, told)
+    path = folder / f"{digest.removeprefix('sha256:')}.parquet"
+    return Snapshot(digest, counted, path, moment, found.origin.kind)
 
 
-def _keep(settings: Settings, project: Project, frame: pd.DataFrame, moment: datetime) -> Snapshot:
-    data = content(frame)
-    digest = files.digest_bytes(data)
-    path = settings.state(project.name).snapshots / f"{digest.removeprefix('sha256:')}.parquet"
-    if not path.exists():
-        files.write_atomic(path, data)
-    return Snapshot(digest, len(frame), path, moment)
+def _publish(state: StateFolder, taken: Snapshot) -> None:
+    """Where pods share no disk, the record of a snapshot outlives the pod that took it."""
+    if state.artifact_root:
+        record = snapshots.record_of(taken.path)
+        objects.Folder(state.artifacts("snapshots")).write(record.name, record.read_bytes())
 
 
-def content(frame: pd.DataFrame) -> bytes:
-    """Parquet bytes that depend on the rows alone: no pandas metadata, no time of writing."""
-    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", coerce_timestamps="us")
-    return buffer.getvalue()
+def _after(clock: Clock) -> datetime:
+    assert clock.newest is not None
+    return clock.newest + timedelta(seconds=1)
+
+
+@contextmanager
+def _with_room(folder: Path) -> Iterator[None]:
+    """Tell a full disk as such, whoever met it."""
+    import duckdb
+
+    try:
+        yield
+    except (OSError, duckdb.Error) as exc:
+        is_full = getattr(exc, "errno", None) in _FULL or "No space left" in str(exc)
+        if not is_full:
+            raise
+        raise Unavailable(
+            f"the disk of {folder} is full; nothing half-written is kept: make room and run again"
+        ) from exc
 
 
 def _record(
@@ -112,8 +148,11 @@ def _record(
         "trigger": _cause(ledger, project.name, run, trigger),
         "as_of": taken.as_of.isoformat(),
         "data_digest": taken.digest,
-        "rows": taken.rows,
-        "source": source or project.source.path or "simulator",
+        "rows": taken.counted.kept,
+        "rows_read": taken.counted.read,
+        "rows_later": taken.counted.later,
+        **taken.counted.odd,
+        "source": source or project.source.path or taken.kind,
     }
     ledger.append(
         "run.started",

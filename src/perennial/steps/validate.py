@@ -1,99 +1,142 @@
-"""Is the data what the project expects? Great Expectations in three layers, by severity."""
+"""Is the data what the project expects? Rules in three layers; rows that break them stay aside."""
 
-import warnings
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from perennial.errors import BadInput, RunFailed
+from perennial.data import aside, back, checks, labels, leaks, sift, sources
+from perennial.data.back import Back
+from perennial.data.checks import Finding, Last, Remark, Validation
+from perennial.data.shelf import Part, Shelf
+from perennial.errors import RunFailed
 from perennial.project import Expectation, Project
-from perennial.report import page as pages
-from perennial.store import files
+from perennial.report import checks as pages
+from perennial.steps.context import Context
+from perennial.store import accepted, files, objects
+from perennial.store import scratch as scratches
+from perennial.store.accepted import Accepted
+from perennial.store.quarantine import Batch
 
-LAYERS = {
-    "schema": "Schema: columns, types, ranges",
-    "statistics": "Statistics: shares, outliers, distributions",
-    "business": "Business rules: what must hold between columns",
-}
-
+PAGE = "validation.html"  # below reports/, in the folder of the run
 NUMBERS = ["int64", "float64", "int32", "float32"]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What one expectation found."""
+class Given:
+    """The snapshot that is judged: its file, digest and moment."""
 
-    expectation: Expectation
-    passed: bool
-    rows: int
-    unexpected: int
-    examples: tuple[str, ...]
-    detail: str
-
-    @property
-    def sentence(self) -> str:
-        """What was wanted and what was seen, in one sentence."""
-        column = self.expectation.args.get("column", "the table")
-        said = f"{column}: {self.expectation.expect}"
-        if self.passed:
-            return f"{said} holds"
-        seen = f", such as {', '.join(self.examples)}" if self.examples else ""
-        count = f"{self.unexpected:,} of {self.rows:,} rows break it" if self.unexpected else ""
-        return f"{said} fails: {count or self.detail or 'not met'}{seen}"
+    path: Path
+    digest: str
+    as_of: datetime
 
 
 @dataclass(frozen=True)
-class Validation:
-    """All findings on one snapshot."""
+class Out:
+    """Files that the step writes: rows that go on, rows kept aside, the page."""
 
-    findings: tuple[Finding, ...]
-
-    @property
-    def critical(self) -> tuple[Finding, ...]:
-        """Failures that stop a run."""
-        return self._failed("critical")
-
-    @property
-    def warnings(self) -> tuple[Finding, ...]:
-        """Failures that are only reported."""
-        return self._failed("warning") + self._failed("info")
-
-    @property
-    def passed(self) -> bool:
-        return not self.critical
-
-    def _failed(self, severity: str) -> tuple[Finding, ...]:
-        return tuple(
-            f for f in self.findings if not f.passed and f.expectation.severity == severity
-        )
+    kept: Path
+    aside: Path
+    page: Path
 
 
-def validate(project: Project, snapshot: Path, page: Path) -> Validation:
-    """Check a snapshot and write the page; raises RunFailed after it when something is critical."""
-    frame = pd.read_parquet(snapshot)
-    found = check(project, frame)
-    files.write_atomic(page, render(project, found, len(frame)))
-    if not found.passed:
-        said = "; ".join(f.sentence for f in found.critical)
-        raise RunFailed(f"{len(found.critical)} critical expectation(s) failed: {said}")
-    return found
+@dataclass(frozen=True)
+class Checked:
+    """What came of a snapshot: its rows and those that joined it = kept + aside.
+
+    Of those aside, ``again`` are in batches of earlier runs; ``batch`` has the others, and is empty
+    where there are none.
+    """
+
+    found: Validation
+    back: Back
+    kept: int = 0
+    aside: int = 0
+    again: int = 0
+    batch: str = ""
 
 
-def check(project: Project, frame: pd.DataFrame) -> Validation:
-    """Run the project's expectations and those that every project has."""
-    wanted = (*_implied(project), *project.expectations)
-    missing = _without_column(wanted, frame)
-    gone = {id(f.expectation) for f in missing}
-    return Validation((*missing, *_run([e for e in wanted if id(e) not in gone], frame)))
+def validate(ctx: Context, given: Given, out: Out) -> Checked:
+    """Judge a snapshot, write the page, and part the rows that go on from those kept aside.
+
+    Raises RunFailed, after the page is written, for a critical failure or too many rows to keep
+    aside; then nothing else was written. Raises what the guard raises.
+    """
+    with scratches.folder(ctx.state.scratch) as scratch:
+        before = accepted.last(ctx.engine, ctx.project.name, given.as_of, given.digest)
+        whole, came = _with_replayed(ctx, given, scratch)
+        found = check(ctx.project, whole, _last(before), scratch)
+        found, labelled = _with_labels(ctx.project, whole, found, before)
+        if not found.passed:
+            shown = _show(ctx, given, Checked(found, came), before, out)
+            raise RunFailed(
+                f"the data is not what {ctx.project.name} expects: {found.reason}; see {shown}"
+            )
+        kept, put = scratch / "kept.parquet", scratch / "aside.parquet"
+        counts = _parted(found, whole, kept, put)
+        held, again = _put_aside(ctx, given, found, whole, put)
+        checked = Checked(found, came, *counts, again, held)
+        _show(ctx, given, checked, before, out)
+        shutil.copyfile(put, out.aside)
+        shutil.copyfile(kept, out.kept)
+    observed = found.observed | {_LABELS: labelled}
+    record = Accepted(given.digest, given.as_of, ctx.now, found.rows, observed)
+    accepted.record(ctx.engine, ctx.project.name, record, ctx.guard)
+    return checked
+
+
+def check(project: Project, snapshot: Path, last: Last | None, scratch: Path) -> Validation:
+    """Judge a Parquet file by the project's expectations and those that every project has."""
+    return checks.check(project, snapshot, _implied(project), last, scratch)
+
+
+def _with_labels(
+    project: Project, whole: Path, found: Validation, before: Accepted | None
+) -> tuple[Validation, Any]:
+    """Hold the labels of a table against those of last time; gives what the next one needs.
+
+    Rows that are to be kept aside have no say: no model will learn from them either.
+    Purchases have no labels of their own yet.
+    """
+    names = pq.read_schema(whole).names
+    wanted = [c for c in ("event_time", "label", *project.feature_names) if c in names]
+    if project.kind != "table" or len(wanted) < 2 + len(project.features):
+        return found, None
+    table = leaks.of(project, sift.spaced(whole, wanted, leaks.MOST_ROWS, found.aside))
+    learned = labels.learn(table)
+    told = before.observed.get(_LABELS) if before else None
+    if not told:
+        return found, learned.as_json()
+    last = labels.from_json(told)
+    jumped = labels.jumped(last, learned, table)
+    changes = [*labels.judge(last, table, project.label.max_change), *((jumped,) if jumped else ())]
+    remarks = [Remark(_RULES[c.kind], not c.is_broken, c.sentence, c.severity) for c in changes]
+    return replace(found, remarks=tuple(remarks)), learned.as_json()
+
+
+_LABELS = "labels"  # among what an accepted snapshot showed
+_RULES = {
+    "prior": "the share of positives is as in the last accepted snapshot",
+    "turned": "features tell the label as in the last accepted snapshot",
+    "jumped": "no feature tells the label much better than in the last accepted snapshot",
+}
+
+
+def _last(before: Accepted | None) -> Last | None:
+    if before is None:
+        return None
+    return Last(before.digest, f"{before.as_of:%Y-%m-%d %H:%M}", before.rows, before.observed)
 
 
 def _implied(project: Project) -> tuple[Expectation, ...]:
     """What no project can do without: its columns, numbers as such, and enough rows."""
-    needed = _columns(project)
     exist = [
-        Expectation(expect="ExpectColumnToExist", args={"column": column}) for column in needed
+        Expectation(expect="ExpectColumnToExist", args={"column": column})
+        for column in _columns(project)
     ]
     typed = [
         Expectation(
@@ -112,15 +155,7 @@ def _implied(project: Project) -> tuple[Expectation, ...]:
 def _columns(project: Project) -> tuple[str, ...]:
     if project.kind == "table":
         return (*project.feature_names, *(s for s in project.sensitive))
-    return (
-        "InvoiceNo",
-        "StockCode",
-        "Quantity",
-        "InvoiceDate",
-        "UnitPrice",
-        "CustomerID",
-        "Country",
-    )
+    return tuple(c for c in sources.TRANSACTIONS if c != "Description")
 
 
 def _numbers(project: Project) -> tuple[str, ...]:
@@ -129,105 +164,141 @@ def _numbers(project: Project) -> tuple[str, ...]:
     return ("Quantity", "UnitPrice", "CustomerID")
 
 
-def _without_column(wanted: tuple[Expectation, ...], frame: pd.DataFrame) -> tuple[Finding, ...]:
-    """Expectations on a column that is not there fail without asking Great Expectations."""
-    return tuple(
-        Finding(e, False, len(frame), 0, (), f"there is no column {e.args['column']}")
-        for e in wanted
-        if isinstance(e.args.get("column"), str) and e.args["column"] not in frame.columns
-    )
+def _with_replayed(ctx: Context, given: Given, scratch: Path) -> tuple[Path, Back]:
+    """The snapshot with the rows of replayed batches that it has not already.
 
-
-def _run(wanted: list[Expectation], frame: pd.DataFrame) -> tuple[Finding, ...]:
-    with warnings.catch_warnings():
-        # Great Expectations warns of its own dependencies' future; none of it is about the data.
-        warnings.simplefilter("ignore")
-        import great_expectations as gx
-        from great_expectations.data_context.types.base import ProgressBarsConfig
-
-        made = [_make(e, place) for place, e in enumerate(wanted)]
-        context = gx.get_context(mode="ephemeral")
-        context.variables.progress_bars = ProgressBarsConfig(globally=False)
-        asset = context.data_sources.add_pandas("data").add_dataframe_asset("snapshot")
-        batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
-        suite = gx.ExpectationSuite(name="project", expectations=made)
-        results = batch.validate(suite, result_format="BASIC").results
-    # Results come back in an order of their own.
-    by_place = {_place(r): r for r in results}
-    return tuple(_finding(e, by_place[i], len(frame)) for i, e in enumerate(wanted))
-
-
-def _place(result: Any) -> int:
-    return int(result.expectation_config.meta["place"])
-
-
-def _make(wanted: Expectation, place: int) -> Any:
-    import great_expectations.expectations as gxe
-
-    kind = getattr(gxe, wanted.expect, None)
-    if kind is None or not wanted.expect.startswith("Expect"):
-        raise BadInput(
-            f"expectations: {wanted.expect} is not an expectation of Great Expectations; wanted a"
-            " name such as ExpectColumnValuesToNotBeNull"
+    Raises RunFailed where a row would be lost or doubled.
+    """
+    replayed = _shelf(ctx).replayed()
+    if not replayed:
+        return given.path, Back()
+    whole = scratch / "whole.parquet"
+    time = "event_time" if ctx.project.kind == "table" else str(ctx.project.time.column)
+    moment, places = back.Moment(time, given.as_of), aside.places(ctx.project)
+    came = back.unite(given.path, replayed, moment, whole, scratch, places)
+    before, after = (pq.read_metadata(path).num_rows for path in (given.path, whole))
+    if before + came.joined != after:
+        raise RunFailed(
+            f"rows were lost or doubled: {before:,} in the snapshot and {came.joined:,} of the"
+            f" quarantine made {after:,}"
         )
-    try:
-        return kind(**wanted.args, severity=wanted.severity, meta={"place": place})
-    except (TypeError, ValueError) as exc:
-        first = " ".join(str(exc).split())
-        raise BadInput(f"expectations: {wanted.expect} has wrong args: {first}") from exc
+    return whole, came
 
 
-def _finding(wanted: Expectation, result: Any, rows: int) -> Finding:
-    found = result.result or {}
-    raised = _raised(result.exception_info or {})
-    examples = tuple(dict.fromkeys(str(v) for v in found.get("partial_unexpected_list", [])))
-    observed = found.get("observed_value")
-    detail = raised or (f"observed {observed}" if observed is not None else "")
-    return Finding(
-        wanted,
-        bool(result.success),
-        rows,
-        int(found.get("unexpected_count") or 0),
-        examples[:3],
-        " ".join(str(detail).split())[:200],
-    )
-
-
-def _raised(info: dict[str, Any]) -> str:
-    """Why an expectation could not be tried: one message, or one for each thing it measures."""
-    several = [info] if "exception_message" in info else list(info.values())
-    said = (str(found.get("exception_message") or "") for found in several)
-    return next((message for message in said if message), "")
-
-
-def render(project: Project, found: Validation, rows: int) -> str:
-    """The page that a person reads: what failed first, then each layer."""
-    lead = (
-        f"{rows:,} rows; {len(found.findings)} expectations,"
-        f" {len(found.critical)} critical and {len(found.warnings)} other failures."
-    )
-    failed = [*found.critical, *found.warnings]
-    sections = [
-        pages.Section("What failed", _table(failed) if failed else "<p>Nothing.</p>"),
-        *(
-            pages.Section(title, _table([f for f in found.findings if f.expectation.layer == key]))
-            for key, title in LAYERS.items()
-        ),
-    ]
-    return pages.page(f"Validation of {project.name}", sections, lead)
-
-
-def _table(findings: list[Finding]) -> str:
-    head = ("result", "severity", "expectation", "arguments", "rows that break it", "examples")
-    rows = [
-        (
-            "kept" if f.passed else "BROKEN",
-            f.expectation.severity,
-            f.expectation.expect,
-            ", ".join(f"{k}={v}" for k, v in f.expectation.args.items()),
-            f"{f.unexpected:,}" if f.unexpected else f.detail,
-            ", ".join(f.examples),
+def _parted(found: Validation, whole: Path, kept: Path, put: Path) -> tuple[int, int]:
+    """Write both parts. Raises RunFailed where a row would be lost or doubled."""
+    counts = sift.split(whole, found.aside, kept, put)
+    if not checks.within(found, *counts):
+        raise RunFailed(
+            f"rows were lost or doubled: {found.rows:,} in, {counts[0]:,} out and {counts[1]:,}"
+            f" kept aside, of which {len(found.aside):,} were meant"
         )
-        for f in findings
-    ]
-    return pages.table(rows, head) if rows else "<p>No expectation.</p>"
+    return counts
+
+
+def _put_aside(
+    ctx: Context, given: Given, found: Validation, whole: Path, put: Path
+) -> tuple[str, int]:
+    """Mark the rows in ``put`` and keep those that no earlier run kept; gives how many it did."""
+    broken = {f.rule: f.aside for f in found.findings}
+    marked = aside.mark(put, found.aside, broken, whole, aside.places(ctx.project))
+    pq.write_table(marked, put, compression="zstd")
+    shelf = _shelf(ctx)
+    known = shelf.known(ctx.run) if len(marked) else set()
+    fresh = pa.array([key not in known for key in aside.keys(marked)], pa.bool_())
+    rows = marked.filter(fresh)
+    if not len(rows):
+        return "", len(marked)
+    about = Batch("", ctx.now, ctx.run, given.digest, digest="", rows=0, rules={})
+    batch = shelf.hold(Part(about, rows))
+    return batch.id, len(marked) - batch.rows
+
+
+def _shelf(ctx: Context) -> Shelf:
+    return Shelf(ctx.engine, ctx.ledger, ctx.project.name, ctx.state)
+
+
+def _show(ctx: Context, given: Given, checked: Checked, before: Accepted | None, out: Out) -> str:
+    """Write the page, and give the address where it stays."""
+    page = _page(ctx, given, checked, before)
+    files.write_atomic(out.page, page)
+    # What a step that fails wrote ends with its pod: who must see the page finds it here.
+    return objects.Folder(ctx.state.artifacts("reports")).write(f"{ctx.run}/{PAGE}", page)
+
+
+def _page(ctx: Context, given: Given, checked: Checked, before: Accepted | None) -> str:
+    found = checked.found
+    snapshot = pages.Snapshot(
+        digest=given.digest,
+        as_of=f"{given.as_of:%Y-%m-%d %H:%M}",
+        rows=found.rows,
+        kept=found.rows - len(found.aside),
+        aside=len(found.aside),
+        again=checked.again,
+        came_back=checked.back.joined,
+        not_back=checked.back.there + checked.back.later,
+        batch=checked.batch,
+        last=_told(before),
+        unreadable=_unreadable(ctx),
+        max_share=found.max_share,
+    )
+    lines = [_line(finding) for finding in found.findings]
+    lines += [_remark(remark) for remark in found.remarks]
+    return pages.page(f"Validation of {ctx.project.name}", snapshot, lines, found.reason)
+
+
+def _unreadable(ctx: Context) -> str:
+    """What ingest took as missing, in words; only it saw the values as they were."""
+    started = ctx.ledger.entries(ctx.project.name, "run.started", ctx.run)
+    found = started[-1].body.get("unreadable", {}) if started else {}
+    told = (
+        f"{name}: {odd['rows']:,} rows, such as {odd['example']!r}" for name, odd in found.items()
+    )
+    return "; ".join(told) or "none"
+
+
+def _told(before: Accepted | None) -> str:
+    if before is None:
+        return "nothing: this is the first snapshot"
+    return f"{before.digest} as of {before.as_of:%Y-%m-%d %H:%M}, {before.rows:,} rows"
+
+
+def _line(finding: Finding) -> pages.Line:
+    return pages.Line(
+        layer=finding.expectation.layer,
+        severity=finding.expectation.severity,
+        rule=finding.rule,
+        passed=finding.passed,
+        quarantined=len(finding.aside),
+        broken=_broken(finding),
+        last=_number(finding.last),
+        examples=finding.examples,
+    )
+
+
+def _remark(remark: Remark) -> pages.Line:
+    return pages.Line(
+        layer="statistics",
+        severity=remark.severity,
+        rule=remark.rule,
+        passed=remark.passed,
+        quarantined=0,
+        broken=remark.sentence,
+        last="",
+        examples=(),
+    )
+
+
+def _broken(finding: Finding) -> str:
+    if not finding.unexpected:
+        return finding.detail or "none"
+    said = f"{finding.unexpected:,} ({finding.unexpected / max(finding.rows, 1):.2%})"
+    if finding.surplus < finding.unexpected:
+        said += f", {finding.surplus:,} of them after the first"
+    return f"{said}; {finding.detail}" if finding.detail else said
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"

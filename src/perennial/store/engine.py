@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
-from sqlalchemy.engine import ExceptionContext, make_url
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from perennial.errors import BadInput, Unavailable
-from perennial.store import schema, tables
+from perennial.store import schema, tables, urls
 
 BUSY_S = 30
 # Connections that one process keeps, and takes beyond that while it is busy. Writers queue anyhow,
@@ -125,13 +125,13 @@ def shown(engine: Engine) -> str:
 def _address(url: str) -> URL:
     wanted = f"wanted such as {POSTGRES}://role:password@host:5432/database"
     try:
-        address = make_url(url)
+        address = urls.parse(url)
     except (ArgumentError, ValueError) as exc:
         fault = "its port is no number" if isinstance(exc, ValueError) else "it is no URL"
         # Not from exc: what it quotes may be a piece of the password.
         raise BadInput(
             f"PERENNIAL_STATE_URL is {_redacted(url)}: {fault}; {wanted}; fill in every variable,"
-            " and write @ : / ? of a password as %40 %3A %2F %3F"
+            f" and {urls.ESCAPES}"
         ) from None
     kind = address.get_backend_name()
     if kind == "postgresql":

@@ -8,9 +8,9 @@ from pathlib import Path
 _CHUNK = 1 << 20
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
+def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
     """Write ``data`` so that ``path`` is the old file or the new one, never a part of it."""
-    temporary = _write_beside(path, data)
+    temporary = _write_beside(path, data, mode)
     temporary.replace(path)
     sync_folder(path.parent)
 
@@ -38,10 +38,10 @@ def digest_file(path: Path) -> str:
     return "sha256:" + digest.hexdigest()
 
 
-def _write_beside(path: Path, data: bytes | str) -> Path:
+def _write_beside(path: Path, data: bytes | str, mode: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)

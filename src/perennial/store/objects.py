@@ -30,6 +30,8 @@ class _Store(Protocol):
 
     def exists(self, name: str) -> bool: ...
 
+    def remove(self, name: str) -> None: ...
+
 
 class Folder:
     """A folder by its URI, ``file:///...`` or ``s3://bucket/prefix``, or by its path.
@@ -63,6 +65,11 @@ class Folder:
         """Is there such a file?"""
         with self._faults(name):
             return self._store.exists(name)
+
+    def remove(self, name: str) -> None:
+        """Delete one file; none there is no fault."""
+        with self._faults(name):
+            self._store.remove(name)
 
     def names(self, below: str = "") -> list[str]:
         """Names of all files in this folder, or in one inside it, in order."""
@@ -167,6 +174,9 @@ class _Disk:
     def exists(self, name: str) -> bool:
         return (self._root / name).is_file()
 
+    def remove(self, name: str) -> None:
+        (self._root / name).unlink(missing_ok=True)
+
 
 class _Bucket:
     """Objects of an S3 store: each appears whole with the answer to its PUT."""
@@ -204,6 +214,10 @@ class _Bucket:
         # By a list: who may list below a prefix only is refused when asking for what is not there.
         path = f"{self._root}/{name}"
         return path in self._listed(path.rpartition("/")[0], recursive=False)
+
+    def remove(self, name: str) -> None:
+        if self.exists(name):
+            self._s3.delete_file(f"{self._root}/{name}")
 
     def _listed(self, where: str, *, recursive: bool) -> list[str]:
         selector = self._fs.FileSelector(where, recursive=recursive, allow_not_found=True)

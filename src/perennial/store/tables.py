@@ -12,7 +12,7 @@ from sqlalchemy import (
 )
 
 # Number of the newest change in migrations/versions; each change of a table wants one there.
-SCHEMA = 3
+SCHEMA = 4
 
 metadata = MetaData()
 
@@ -110,4 +110,44 @@ edge_files = Table(
     Column("name", Text, primary_key=True),
     Column("version", Text, nullable=False),
     Column("body", Text, nullable=False),
+)
+
+accepted = Table(
+    "accepted",
+    metadata,
+    Column("project", Text, primary_key=True),
+    Column("digest", Text, primary_key=True),
+    Column("as_of", Text, nullable=False),
+    Column("at", Text, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("observed", Text, nullable=False),  # JSON: what each expectation saw
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("project", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("state", Text, nullable=False),  # held, renewed, replayed or dropped
+    Column("at", Text, nullable=False),
+    Column("run", Text, nullable=False),
+    Column("snapshot", Text, nullable=False),
+    Column("digest", Text, nullable=False),  # of the file with the rows
+    Column("rows", Integer, nullable=False),
+    Column("rules", Text, nullable=False),  # JSON: rows by the rule that they break
+    Column("told", Text, nullable=False),  # why it is replayed, renewed or dropped
+)
+
+feature_quality = Table(
+    "feature_quality",
+    metadata,
+    Column("project", Text, primary_key=True),
+    Column("feature", Text, primary_key=True),
+    Column("moment", Text, primary_key=True),  # up to which features were materialized
+    Column("at", Text, nullable=False),
+    Column("run", Text, nullable=False),
+    Column("verdict", Text, nullable=False),  # good, warn or bad
+    Column("reason", Text, nullable=False),
+    Column("drift", Float),  # population stability index; none without a reference
+    Column("profile", Text, nullable=False),  # JSON of features.quality.Profile
 )
