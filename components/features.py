@@ -12,19 +12,23 @@ def features(
     run: str,
     snapshot: dsl.Input[dsl.Dataset],
     table: dsl.Output[dsl.Dataset],
+    page: dsl.Output[dsl.HTML],
 ) -> int:
     """Make the feature table, with each row as it was known at its own time."""
     from perennial.steps import context
     from perennial.steps import features as step
 
-    as_of = snapshot.metadata["as_of"]
     with context.opened("features", project, run) as ctx:
         made = step.build(
             ctx.settings,
             ctx.project,
             context.path(snapshot),
-            context.known_moment(as_of),
+            context.known_moment(snapshot.metadata["as_of"]),
             context.path(table),
+            page=context.path(page),
+            origin=step.Origin(run, ctx.now, ctx.guard),
         )
-        table.metadata.update(context.pins(context.digest(table), run, data_digest, as_of=as_of))
+        known = {"as_of": snapshot.metadata["as_of"], **made.told}
+        page.metadata.update(context.pins("", run, data_digest))
+        table.metadata.update(context.pins(context.digest(table), run, data_digest, **known))
     return int(made.rows)

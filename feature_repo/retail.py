@@ -16,7 +16,7 @@ customer = Entity(
 
 purchases = FileSource(
     name="customer_purchases",
-    path="examples.parquet",
+    path="rows.parquet",
     timestamp_field="event_time",
     description="One row for each weekly cut-off and customer, made by the features step.",
 )

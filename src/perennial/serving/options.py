@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from perennial.errors import PerennialError, Unavailable
-from perennial.serving import scratch
+from perennial.store import scratch
 from perennial.store.objects import Folder
 
 MOUNTED = "/mnt/models"

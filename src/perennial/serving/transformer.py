@@ -3,21 +3,24 @@
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 
 from perennial import bundle, signing
 from perennial.bundle import Parts
-from perennial.contract import Contract
+from perennial.contract import Contract, Tensor
 from perennial.drift import detectors
 from perennial.drift.segments import Writer
 from perennial.drift.windows import Served
 from perennial.errors import BadInput
 from perennial.project import parse_moment
-from perennial.serving import options, wire
+from perennial.serving import lookup, options, wire
+from perennial.serving.lookup import Lookup
 from perennial.serving.outbox import Announcer, Outbox, Silence
 from perennial.serving.service import INVALID_OUTPUT, InvalidOutput, Question, probabilities
 from perennial.serving.watcher import Watcher
@@ -28,6 +31,8 @@ _YEARS = (1970, 2199)
 _AHEAD = timedelta(minutes=5)
 _FORWARDED = ("x-request-id", "traceparent")
 _CONNECTIONS = 64
+_LOOKUP_S = 2.0
+_START_S = 120.0  # of a feature server beside this one
 
 
 class Transformer:
@@ -41,6 +46,7 @@ class Transformer:
         watcher: Watcher,
         told: Mapping[str, str],
         now: Callable[[], datetime],
+        lookup: Lookup | None = None,
     ) -> None:
         self.name = name
         self._contract = contract
@@ -48,6 +54,7 @@ class Transformer:
         self._watcher = watcher
         self._told = told
         self._now = now
+        self._lookup = lookup
 
     def metadata(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Inputs and outputs, from the contract."""
@@ -56,15 +63,36 @@ class Transformer:
     def read(self, ask: Ask) -> Question:
         """Check a request, its event time included, before the predictor sees it."""
         event_time(ask, self._now)
+        if self._is_key(ask):
+            return Question(ask, np.empty((0, len(self._contract.names))))
         return Question(ask, self._contract.decode(ask.tensors))
 
     async def answer(self, question: Question, headers: Mapping[str, str]) -> Answer:
         """Ask the predictor, and leave a copy of rows and scores to the watcher."""
+        if self._is_key(question.ask):
+            question = await self._looked_up(question.ask)
         ask = question.ask
         scores = probabilities(self.name, await self._scores(question, headers))
         moment = event_time(ask, self._now)
         self._watcher.offer(Served(moment, ask.id, question.matrix, scores))
         return Answer(ask.id, self.name, scores, self._told)
+
+    def _is_key(self, ask: Ask) -> bool:
+        """Does the request name entities only, whose features are to be looked up?"""
+        names = [tensor.name for tensor in ask.tensors]
+        return self._lookup is not None and names == [self._lookup.key]
+
+    async def _looked_up(self, ask: Ask) -> Question:
+        assert self._lookup is not None
+        keys = lookup.keys(ask.tensors[0])
+        rows = await self._lookup.rows(keys, event_time(ask, self._now))
+        body = self._contract.to_request(rows, ask.id)
+        tensors = tuple(
+            Tensor(one["name"], one["datatype"], tuple(one["shape"]), one["data"])
+            for one in body["inputs"]
+        )
+        filled = replace(ask, tensors=tensors)
+        return Question(filled, self._contract.decode(tensors))
 
     async def _scores(self, question: Question, headers: Mapping[str, str]) -> Any:
         sent = {k: headers[k] for k in _FORWARDED if k in headers}
@@ -129,6 +157,9 @@ def _options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sink", default="", help="URL that takes drift events; empty: nobody.")
     parser.add_argument("--key", type=Path, help="File with the key that signs events.")
+    parser.add_argument(
+        "--features", default="", help="URL of the feature server; empty: requests bring features."
+    )
     return parser
 
 
@@ -156,6 +187,7 @@ def _serve(argv: Sequence[str]) -> int:
         watcher,
         {"model_digest": parts.short, "revision": args.revision},
         _now,
+        _lookup(parts, args.features),
     )
     watcher.start()
     return host.serve(service, args)
@@ -166,6 +198,14 @@ def _watcher(parts: Parts, given: argparse.Namespace, key: bytes | None) -> Watc
     announcer: Announcer = Outbox(given.sink, key, _now) if given.sink else Silence()
     writer = Writer.new(given.segments, given.revision or "model", names)
     return Watcher(parts.project, detectors.watch(parts), writer, announcer, _now)
+
+
+def _lookup(parts: Parts, url: str) -> Lookup | None:
+    if not url:
+        return None
+    limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
+    client = httpx.AsyncClient(base_url=url, timeout=_LOOKUP_S, limits=limits, trust_env=False)
+    return Lookup(client, parts.project, lookup.connect(url, patience_s=_START_S))
 
 
 def _client(args: argparse.Namespace) -> httpx.AsyncClient:
