@@ -13,6 +13,13 @@ ARTIFACTS = (
     "AWS_ENDPOINT_URL",
     "AWS_DEFAULT_REGION",
 )
+# Optional, and so is each key: where rows come from and features go.
+DATA = {
+    "source-url": "PERENNIAL_SOURCE_URL",
+    "features-online": "PERENNIAL_FEATURES_ONLINE",
+    "features-registry": "PERENNIAL_FEATURES_REGISTRY",
+    "features-offline": "PERENNIAL_FEATURES_OFFLINE",
+}
 SETTINGS = ("PERENNIAL_ARTIFACTS", "PERENNIAL_HOME")
 WORK = "/home/perennial"
 PROJECTS = "/opt/perennial/projects"
@@ -47,6 +54,7 @@ def _told(task: PipelineTask) -> PipelineTask:
     kubernetes.use_secret_as_env(task, "state", STATE)
     # Where the cloud itself lets pods in, there is no such secret.
     kubernetes.use_secret_as_env(task, "artifacts", {k: k for k in ARTIFACTS}, optional=True)
+    kubernetes.use_secret_as_env(task, "data", DATA, optional=True)
     kubernetes.use_config_map_as_env(task, "settings", {k: k for k in SETTINGS})
     kubernetes.use_config_map_as_volume(task, "projects", PROJECTS, optional=True)
     kubernetes.empty_dir_mount(task, "work", WORK)

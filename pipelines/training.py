@@ -50,9 +50,10 @@ def training(
         taken.set_display_name("Ingest raw rows").set_caching_options(False)
         digest, snapshot = taken.outputs["Output"], taken.outputs["snapshot"]
         checked = placed(validate(project=project, data_digest=digest, run=run, snapshot=snapshot))
-        checked.set_display_name("Validate data")
-        made = placed(features(project=project, data_digest=digest, run=run, snapshot=snapshot))
-        made.after(checked).set_display_name("Make features")
+        checked.set_display_name("Validate data").set_caching_options(False)
+        kept = checked.outputs["kept"]
+        made = placed(features(project=project, data_digest=digest, run=run, snapshot=kept))
+        made.set_display_name("Make features")
         table = made.outputs["table"]
         fitted = placed(
             train(

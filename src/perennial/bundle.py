@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -360,7 +360,7 @@ def _canonical(value: Any) -> bytes:
 def _jsonable(value: Any) -> Any:
     if isinstance(value, timedelta):
         return f"{int(value.total_seconds())}s"
-    if isinstance(value, datetime):
+    if isinstance(value, date | datetime):
         return value.isoformat()
     if isinstance(value, dict):
         return {key: _jsonable(v) for key, v in value.items()}

@@ -35,7 +35,14 @@ nouns
   pipeline compile|run the KFP spec, and one run of it by hand, here
   pipeline upload|schedule
                        the spec as a version on a KFP backend, and its runs at set times
+  features list|show   what a model may see: owner, versions, quality, models that use it
+  features materialize|parity
+                       the newest features online, and look-ups against training
   project check|schema a project.yaml and its JSON schema
+  expectations suggest rules that fit a table, to put into project.yaml
+  quarantine list|show|replay|drop
+                       rows that break rules: kept aside, counted, never lost
+  data break|breaks    a copy of a file with a fault in it, and the faults there are
 """
 
 
@@ -85,7 +92,11 @@ def _start_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
         commands, "replay", "Drive a project's history through the running loop.", _replay
     )
     _project_argument(replay, required=True)
-    replay.add_argument("--source", default="", help="file with raw rows, instead of the project's")
+    replay.add_argument(
+        "--source",
+        default="",
+        help="files with raw rows (a path, a pattern or s3://...), not the project's",
+    )
     replay.add_argument("--until", default="", help="stop at this event time (2011-10-01)")
     replay.add_argument("--to", default="", help="only send, to this URL of a loop elsewhere")
     replay.add_argument("--host", default="", help="with --to: Host header that an ingress wants")
@@ -95,7 +106,11 @@ def _start_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     replay.add_argument("--json", action="store_true", help="print the summary as JSON at the end")
     up = _add(commands, "up", "Serve a project in the foreground until Ctrl-C.", _up)
     _project_argument(up, required=True)
-    up.add_argument("--source", default="", help="file with raw rows, instead of the project's")
+    up.add_argument(
+        "--source",
+        default="",
+        help="files with raw rows (a path, a pattern or s3://...), not the project's",
+    )
     down = _add(commands, "down", "Stop a running stack from elsewhere.", _down)
     _project_argument(down)
     rollback = _add(commands, "rollback", "Serve the version before this one again.", _rollback)
@@ -124,10 +139,13 @@ def _noun_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     show.add_argument("model", help="a version such as v2")
     _listing(show)
     _run_commands(commands)
+    _feature_commands(commands)
     _pipeline_commands(commands)
+    _rule_commands(commands)
     project = _noun(commands, "project", "A project.yaml.")
     _project_argument(_add(project, "check", "Say every fault of a project.", _project_check), True)
     _add(project, "schema", "Print the JSON schema of project.yaml.", _project_schema)
+    _data_commands(commands)
 
 
 def _run_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -151,6 +169,62 @@ def _run_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     _run_argument(_add(runs, "terminate", "End a run that goes on.", _runs_terminate))
 
 
+def _rule_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    rules = _noun(commands, "expectations", "Rules that raw rows must keep.")
+    say = "Propose rules that a table keeps, for the project.yaml: read them before you use them."
+    suggest = _add(rules, "suggest", say, _expectations_suggest)
+    suggest.epilog = "example: perennial expectations suggest examples/retail >> rules.yaml"
+    _project_argument(suggest, required=True)
+    suggest.add_argument("--source", default="", help="raw rows, instead of the project's")
+    kept = _noun(commands, "quarantine", "Rows that break rules and are kept aside.")
+    _listing_of_project(_add(kept, "list", "All batches, newest first.", _quarantine_list))
+    show = _batch_argument(_add(kept, "show", "One batch: rules and rows.", _quarantine_show))
+    show.add_argument("--rows", type=_positive, default=10, help="rows to show (10)")
+    show.add_argument("--to", default="", help="write all rows to this .csv or .parquet instead")
+    _json_argument(show)
+    say = "Judge a batch again by today's rules; rows that keep them join the next run."
+    replay = _batch_argument(_add(kept, "replay", say, _quarantine_replay))
+    replay.add_argument("--rows", default="", help="file with mended rows, as 'show --to' wrote it")
+    replay.epilog = "example: perennial quarantine replay 4f1c --project examples/retail"
+    say = "Delete the rows of a batch for good; that they were there stays in the ledger."
+    drop = _batch_argument(_add(kept, "drop", say, _quarantine_drop))
+    drop.add_argument("--because", required=True, help="why, in words that 'why' will repeat")
+
+
+def _batch_argument(parser: _Parser) -> _Parser:
+    parser.add_argument("batch", help="a batch, or the first characters of one")
+    _which_project(parser)
+    return parser
+
+
+def _listing_of_project(parser: _Parser) -> None:
+    _which_project(parser)
+    _json_argument(parser)
+
+
+def _feature_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    features = _noun(commands, "features", "What models see: made once, for training and look-up.")
+    say = "All features: type, version, owner, models that use them."
+    listing = _add(features, "list", say, _features_list)
+    _which_project(listing)
+    _json_argument(listing)
+    say = "One feature: versions, policies, quality, some values."
+    show = _add(features, "show", say, _features_show)
+    show.add_argument("feature", help="name of a feature, such as spend")
+    _which_project(show)
+    _json_argument(show)
+    say = "Bring features online that are newer than the last ones there."
+    materialize = _add(features, "materialize", say, _features_materialize)
+    _project_argument(materialize)
+    _json_argument(materialize)
+    say = "Compare features online with those of training, at the same moment."
+    parity = _add(features, "parity", say, _features_parity)
+    _project_argument(parity)
+    parity.add_argument("--entities", type=_positive, default=1000, help="how many (1000)")
+    parity.add_argument("--seed", type=int, default=0, help="another seed, other entities (0)")
+    _json_argument(parity)
+
+
 def _pipeline_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     pipeline = _noun(commands, "pipeline", "The compiled KFP pipeline.")
     compile_ = _add(pipeline, "compile", "Write pipelines/training.yaml again.", _pipeline_compile)
@@ -170,9 +244,28 @@ def _pipeline_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     schedule.add_argument("--patience", type=_positive, default=600, help=patience)
 
 
+def _data_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    data = _noun(commands, "data", "Files to try validation with.")
+    broken = _add(data, "break", "Write a copy of a file with a fault in it.", _data_break)
+    broken.epilog = "example: perennial data break a.csv --fault nulls --column age --to b.csv"
+    broken.add_argument("file", type=Path, help="CSV (also .gz) or Parquet file; is not changed")
+    broken.add_argument("--fault", required=True, help="a name of 'perennial data breaks'")
+    broken.add_argument("--to", type=Path, required=True, help="file to write, in the same format")
+    broken.add_argument("--column", default="", help="column that breaks")
+    broken.add_argument("--other", default="", help="second column (the one behind the first)")
+    broken.add_argument("--share", type=float, help="part of the rows, 0 to 1 (the fault's own)")
+    broken.add_argument("--seed", type=int, default=0, help="same seed, same bytes (0)")
+    broken.add_argument("--no-header", action="store_true", help="the first line holds values")
+    _add(data, "breaks", "All faults, one line each.", _data_breaks)
+
+
 def _run_options(parser: _Parser) -> None:
     _project_argument(parser, required=True)
-    parser.add_argument("--source", default="", help="file with raw rows, instead of the project's")
+    parser.add_argument(
+        "--source",
+        default="",
+        help="files with raw rows (a path, a pattern or s3://...), not the project's",
+    )
     parser.add_argument("--as-of", default="", help="use only what was known then (2011-10-01)")
 
 
@@ -352,6 +445,32 @@ def _runs_terminate(args: argparse.Namespace) -> int:
     return runs.terminate(_settings(), args.run, project=args.project)
 
 
+def _features_list(args: argparse.Namespace) -> int:
+    from perennial.local import features
+
+    return features.listing(_settings(), args.project, as_json=args.json)
+
+
+def _features_show(args: argparse.Namespace) -> int:
+    from perennial.local import features
+
+    return features.show(_settings(), args.project, args.feature, as_json=args.json)
+
+
+def _features_materialize(args: argparse.Namespace) -> int:
+    from perennial.local import features
+
+    return features.materialize(_settings(), args.project, as_json=args.json)
+
+
+def _features_parity(args: argparse.Namespace) -> int:
+    from perennial.local import features
+
+    return features.compare(
+        _settings(), args.project, entities=args.entities, seed=args.seed, as_json=args.json
+    )
+
+
 def _pipeline_compile(args: argparse.Namespace) -> int:
     from perennial.local import spec
 
@@ -378,6 +497,38 @@ def _pipeline_schedule(args: argparse.Namespace) -> int:
     )
 
 
+def _expectations_suggest(args: argparse.Namespace) -> int:
+    from perennial.local import rules
+
+    return rules.suggest(_settings(), args.project, source=args.source)
+
+
+def _quarantine_list(args: argparse.Namespace) -> int:
+    from perennial.local import quarantine
+
+    return quarantine.listing(_settings(), args.project, as_json=args.json)
+
+
+def _quarantine_show(args: argparse.Namespace) -> int:
+    from perennial.local import quarantine
+
+    return quarantine.show(
+        _settings(), args.project, args.batch, rows=args.rows, to=args.to, as_json=args.json
+    )
+
+
+def _quarantine_replay(args: argparse.Namespace) -> int:
+    from perennial.local import quarantine
+
+    return quarantine.replay(_settings(), args.project, args.batch, rows=args.rows)
+
+
+def _quarantine_drop(args: argparse.Namespace) -> int:
+    from perennial.local import quarantine
+
+    return quarantine.drop(_settings(), args.project, args.batch, because=args.because)
+
+
 def _project_check(args: argparse.Namespace) -> int:
     from perennial import project
     from perennial.local import folders
@@ -394,6 +545,27 @@ def _project_schema(args: argparse.Namespace) -> int:
 
     print(json.dumps(project.schema(), indent=2, sort_keys=True))
     return 0
+
+
+def _data_break(args: argparse.Namespace) -> int:
+    from perennial.local import data
+
+    return data.break_(
+        args.file,
+        args.fault,
+        args.to,
+        column=args.column,
+        other=args.other,
+        share=args.share,
+        seed=args.seed,
+        header=not args.no_header,
+    )
+
+
+def _data_breaks(args: argparse.Namespace) -> int:
+    from perennial.local import data
+
+    return data.listing()
 
 
 def _settings() -> "Settings":

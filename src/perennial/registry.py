@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from perennial.errors import BadInput, PerennialError, Unavailable
 from perennial.records import Version
 from perennial.settings import Settings, tell_libraries
+from perennial.store import urls
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -100,8 +100,11 @@ def _faults() -> tuple[type[Exception], ...]:
 
 
 def _shown(uri: str) -> str:
-    """A URI without its password."""
-    return str(make_url(uri)) if "@" in uri else uri
+    """A URI without its password, and without what may be a piece of it."""
+    try:
+        return str(urls.parse(uri)) if "@" in uri else uri
+    except (ArgumentError, ValueError):
+        return f"{uri.partition('://')[0]}://..."
 
 
 def _open_run(

@@ -48,6 +48,10 @@ class StateFolder:
         return self.root / "snapshots"
 
     @property
+    def scratch(self) -> Path:
+        return self.root / "scratch"
+
+    @property
     def bundles(self) -> Path:
         return self.root / "bundles"
 
@@ -124,6 +128,38 @@ class Settings(BaseModel):
         Field(
             description="URI of a folder (s3://bucket/prefix) for bundles, segments and records of"
             " runs; empty means the state folder."
+        ),
+    ] = ""
+    source_url: Annotated[
+        str,
+        Field(
+            repr=False,
+            description="SQLAlchemy URL of the database that source.query of a project asks, such"
+            " as postgresql://role:password@host:5432/database; empty means source.url.",
+        ),
+    ] = ""
+    features_online: Annotated[
+        str,
+        Field(
+            repr=False,
+            description="Where features are looked up: redis://user:password@host:6379/0 (rediss://"
+            " with TLS); empty means SQLite in the state folder.",
+        ),
+    ] = ""
+    features_registry: Annotated[
+        str,
+        Field(
+            repr=False,
+            description="Where features and their versions are registered: postgresql://..., for"
+            " one schema of a role's own; empty means SQLite in the state folder.",
+        ),
+    ] = ""
+    features_offline: Annotated[
+        str,
+        Field(
+            repr=False,
+            description="Where features are joined to rows of the past: postgresql://...?schema=s;"
+            " empty means DuckDB on a Parquet file in the state folder.",
         ),
     ] = ""
     event_key: Annotated[

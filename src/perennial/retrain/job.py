@@ -305,8 +305,9 @@ def _container(settings: Settings, request: RunRequest, project: str, run: str) 
             {"secretRef": {"name": "artifacts"}},
         ],
         "env": [
-            _from_state("STATE_URL", "url"),
-            _from_state("TRACKING_URI", "tracking-uri"),
+            _from_secret("STATE_URL", "state", "url"),
+            _from_secret("TRACKING_URI", "state", "tracking-uri"),
+            *(_from_secret(name, "data", key, optional=True) for key, name in _DATA.items()),
             {"name": f"{PREFIX}IMAGE", "value": settings.image},
         ],
         "resources": {"requests": asked, "limits": {**asked, "cpu": settings.run_cpu_limit}},
@@ -333,11 +334,20 @@ def _arguments(request: RunRequest, project: str, run: str) -> list[str]:
     ]
 
 
-def _from_state(setting: str, key: str) -> dict[str, Any]:
-    return {
-        "name": f"{PREFIX}{setting}",
-        "valueFrom": {"secretKeyRef": {"name": "state", "key": key}},
-    }
+# Where rows come from and features go, by the keys of an optional secret.
+_DATA = {
+    "source-url": "SOURCE_URL",
+    "features-online": "FEATURES_ONLINE",
+    "features-registry": "FEATURES_REGISTRY",
+    "features-offline": "FEATURES_OFFLINE",
+}
+
+
+def _from_secret(setting: str, secret: str, key: str, optional: bool = False) -> dict[str, Any]:
+    ref: dict[str, Any] = {"name": secret, "key": key}
+    if optional:
+        ref["optional"] = True
+    return {"name": f"{PREFIX}{setting}", "valueFrom": {"secretKeyRef": ref}}
 
 
 def _pairs(text: str) -> dict[str, str]:

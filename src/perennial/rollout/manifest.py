@@ -22,6 +22,8 @@ TEMPLATE = Path("kserve") / "retail" / FILE
 MODE = "serving.kserve.io/deploymentMode"
 PROJECT, REVISION, ROLLOUT = (f"perennial.dev/{n}" for n in ("project", "revision", "rollout"))
 PREDICTOR, TRANSFORMER = "kserve-container", "transformer-container"
+# Where a file has it, requests may name entities alone: it runs in the image of the steps.
+LOOKUP = "feature-server"
 PERCENT = "canaryTrafficPercent"
 REPLICAS = "perennial.dev/replicas"
 COMPONENTS = ("predictor", "transformer")
@@ -52,6 +54,7 @@ class Place:
     image: str
     segments: str  # URI that takes served rows
     sink: str  # URL that takes drift events, empty for nobody
+    steps_image: str = ""  # of the feature server
 
 
 def load(root: Path, project: str) -> Document:
@@ -94,12 +97,14 @@ def render(template: Document, state: RolloutState, place: Place, name: str = ""
         ROLLOUT: str(state.id),
     }
     containers = _containers(made)
-    for container in containers.values():
-        container["image"] = place.image
+    for key, container in containers.items():
+        container["image"] = place.steps_image if key == LOOKUP else place.image
     # Fetched by the servers: KServe's own init container breaks Pod Security's `restricted`.
     told = {"bundle": state.bundle_uri, "digest": state.digest, "revision": plan.name(state)}
     _tell(containers[PREDICTOR], **told)
-    _tell(containers[TRANSFORMER], **told, segments=place.segments, sink=place.sink)
+    features = _address(containers[LOOKUP]) if LOOKUP in containers else ""
+    told |= {"segments": place.segments, "sink": place.sink, "features": features}
+    _tell(containers[TRANSFORMER], **told)
     if place.mode == SPREADS:
         predictor.setdefault("topologySpreadConstraints", _spread(predictor["labels"]))
     return made
@@ -226,6 +231,14 @@ def _containers(document: Any) -> dict[str, Document]:
         return {c["name"]: c for c in document["spec"]["predictor"]["containers"]}
     except (KeyError, TypeError):
         return {}
+
+
+def _address(container: Document) -> str:
+    """Where a container of the same pod answers. Raises BadInput where it does not say."""
+    told = [a.removeprefix("--port=") for a in container.get("args", []) if a.startswith("--port=")]
+    if len(told) != 1 or not told[0].isdecimal():
+        raise BadInput(f"container {container['name']} has no argument such as --port=8090")
+    return f"http://127.0.0.1:{told[0]}"
 
 
 def _tell(container: Document, **changes: str) -> None:

@@ -65,6 +65,7 @@ def place(settings: Settings, client: Client, project: str) -> Place:
         image=settings.serving_image,
         segments=segments,
         sink=sink(settings, client),
+        steps_image=settings.image,
     )
 
 

@@ -75,7 +75,7 @@ def statuses(pod: Pod) -> list[ContainerStatus]:
 
 def servers(pod: Pod) -> list[ContainerStatus]:
     """The containers that are ours: what an init container fetches may come yet."""
-    ours = (manifest.PREDICTOR, manifest.TRANSFORMER)
+    ours = (manifest.PREDICTOR, manifest.TRANSFORMER, manifest.LOOKUP)
     return [s for s in statuses(pod) if s.name in ours]
 
 
