@@ -1,6 +1,7 @@
 import io
 import json
 import shutil
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import tiny
 import xgboost
 
 from perennial import bundle, project
+from perennial.data import rules
 from perennial.errors import BadInput
 from perennial.store.files import digest_bytes
 
@@ -55,6 +57,19 @@ def test_a_project_with_every_length_and_moment_survives_the_bundle(root):
 
     for each in [tiny.project(), *shipped]:
         assert project.Project.model_validate_json(bundle.project_json(each)) == each
+
+
+@pytest.mark.parametrize("begin", [date(2011, 2, 15), datetime(2011, 2, 15, 12, tzinfo=UTC)])
+def test_a_date_in_a_rule_survives_the_bundle_as_one(begin: date):
+    args = {"column": "event_time", "min_value": begin}
+    rule = project.Expectation(expect="ExpectColumnValuesToBeBetween", args=args)
+    ruled = tiny.project().model_copy(update={"expectations": (rule,)})
+
+    read = project.Project.model_validate_json(bundle.project_json(ruled)).expectations[0]
+
+    times = {"event_time": rules.TIME}
+    now, before = rules.translate(read, times), rules.translate(rule, times)
+    assert now and before and begin.isoformat() in now.broken and begin.isoformat() in before.broken
 
 
 def test_another_digest_than_the_expected_one_is_refused(made):

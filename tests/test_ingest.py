@@ -1,5 +1,6 @@
 """A snapshot holds what was known at one moment, and its digest names what it holds."""
 
+import json
 import os
 import stat
 from datetime import UTC, datetime, timedelta
@@ -8,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from perennial.data import snapshots
 from perennial.errors import BadInput, RunFailed
 from perennial.ledger import Ledger
 from perennial.project import Project
@@ -49,6 +51,10 @@ def folder(tmp_path: Path) -> Path:
     rows = pd.DataFrame({"day": days, "x": range(30), "up": [0, 1] * 15})
     rows.to_csv(tmp_path / "days.csv", index=False)
     return tmp_path
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
 def take(
@@ -121,10 +127,10 @@ def test_a_source_that_is_refused_leaves_nothing_behind(settings: Settings, fold
         take(settings, folder, None)
 
     assert not (folder / "out").exists()
-    assert not settings.state("days").root.exists()
+    assert files_below(settings.state("days").root) == []
 
 
-@pytest.mark.parametrize("written", [0, 1], ids=["first file", "second file"])
+@pytest.mark.parametrize("written", range(4), ids=["snapshot", "record", "DVC's file", "copy"])
 def test_a_write_that_breaks_off_leaves_no_half_file(
     settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ):
@@ -144,10 +150,20 @@ def test_a_write_that_breaks_off_leaves_no_half_file(
         take(settings, folder, None)
 
     assert not (folder / "out" / "snapshot").exists()
-    kept = list(settings.state("days").snapshots.glob("*"))
-    assert len(kept) == written
+    kept = list(settings.state("days").snapshots.glob("*.parquet"))
+    assert len(kept) == (written == 3)
     assert all(files.digest_file(p).endswith(p.stem) for p in kept)
     assert not (settings.state("days").root / "state.db").exists(), "the run counts as started"
+
+
+def test_the_record_lies_where_every_pod_sees_it(settings: Settings, folder: Path, monkeypatch):
+    monkeypatch.setenv("PERENNIAL_ARTIFACTS", (folder / "shared").as_uri())
+
+    taken, _ = take(Settings.load(), folder, None)
+
+    (record,) = (folder / "shared").rglob("snapshots/*.json")
+    assert json.loads(record.read_text())["digest"] == taken.digest
+    assert record.read_bytes() == snapshots.record_of(taken.path).read_bytes()
 
 
 def test_a_copy_of_a_run_that_an_event_brought_stands_as_by_hand(settings: Settings, folder: Path):

@@ -54,7 +54,11 @@ def served(name: str, space: str) -> Peer:
 
 def neighbourhood(space: str) -> list[Peer]:
     """Our pods with all their ports, a second tenant's, the platform's, and the world."""
-    stores = [ours("dev-postgres", 5432, space=space), ours("dev-s3", 9000, space=space)]
+    stores = [
+        ours("dev-postgres", 5432, space=space),
+        ours("dev-redis", 6379, space=space),
+        ours("dev-s3", 9000, space=space),
+    ]
     broker = {"app.kubernetes.io/component": "broker-ingress"}
     return [
         ours("operator", 8081, 8082, space=space),
@@ -81,6 +85,7 @@ def neighbourhood(space: str) -> list[Peer]:
         Peer("metadata", address="169.254.169.254", ports=(80, 443)),
         Peer("world", address="203.0.113.9", ports=(22, 443, 5432)),
         Peer("database", address="10.20.0.5", ports=(22, 5432)),
+        Peer("redis", address="10.20.0.6", ports=(22, 6379)),
     ]
 
 
@@ -94,7 +99,7 @@ def edge(text: str) -> set[policy.Edge]:
     return found
 
 
-ALL = "operator retraining pipeline-run migrate edge serving dev-postgres dev-s3"
+ALL = "operator retraining pipeline-run migrate edge serving dev-postgres dev-redis dev-s3"
 ALL += " kfp-driver kfp-run stranger"
 BASE = f"""
     {ALL} > dns:53
@@ -109,11 +114,12 @@ IN_STANDARD = """
     edge > operator:8081 serving:8080 serving:8081
     operator > edge:8082
     activator broker gateway prometheus kfp other-operator other-postgres > edge:8080
-    other-run dns system kube-api metadata world database > edge:8080
+    other-run dns system kube-api metadata world database redis > edge:8080
 """
 DEV = """
     retraining > kube-api:443
     operator retraining pipeline-run kfp-run migrate > dev-postgres:5432
+    pipeline-run kfp-run > dev-redis:6379
     retraining pipeline-run kfp-run serving > dev-s3:9000
 """
 OWN = """
@@ -121,6 +127,7 @@ OWN = """
     kfp-driver kfp-run > kfp:8887 kfp:8888 kube-api:443
     prometheus > serving:8080 edge:8082
     operator retraining pipeline-run kfp-run migrate > database:5432 other-postgres:5432
+    pipeline-run kfp-run > redis:6379
     retraining pipeline-run kfp-run serving > world:443 kube-api:443
 """
 EDGES = {
@@ -152,6 +159,21 @@ def faults(overlay: str, docs: list[Doc]) -> list[str]:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_keeps_every_rule(overlay):
     assert faults(overlay, rendered(overlay)) == []
+
+
+def test_look_ups_open_the_way_to_their_stores_and_no_other(tmp_path):
+    root = Path(os.path.relpath(ROOT / "kustomize", tmp_path))
+    text = {
+        "namespace": "perennial",
+        "resources": [str(root / "overlays" / "demo")],
+        "components": [str(root / "components" / "lookup")],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(text))
+
+    docs = list(yaml.safe_load_all(kustomize(str(tmp_path))))
+
+    found = [policy.edges(which, neighbourhood("perennial")) for which in (docs, rendered("demo"))]
+    assert found[0] - found[1] == edge("serving > dev-redis:6379 dev-postgres:5432")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

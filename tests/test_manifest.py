@@ -203,3 +203,38 @@ def test_a_file_without_our_containers_is_refused(tmp_path):
 
     with pytest.raises(BadInput, match="no container called transformer-container"):
         manifest.load(tmp_path, "mine")
+
+
+LOOKUP = {
+    "name": manifest.LOOKUP,
+    "image": "perennial:1",
+    "command": ["python", "-m", "perennial.features.server"],
+    "args": ["--project=projects/retail.yaml", "--port=8090"],
+}
+
+
+def with_lookup(root, **changes):
+    template = manifest.load(root, "retail")
+    template["spec"]["predictor"]["containers"].append(LOOKUP | changes)
+    return manifest.render(template, rollout(7), replace(PLACE, steps_image="images/steps:1"))
+
+
+def test_a_feature_server_in_the_file_runs_in_the_image_of_the_steps_and_is_asked(root):
+    made = with_lookup(root)
+
+    assert container(made, manifest.LOOKUP)["image"] == "images/steps:1"
+    assert container(made, manifest.PREDICTOR)["image"] == "images/serving:1"
+    told = container(made, manifest.TRANSFORMER)["args"]
+    assert "--features=http://127.0.0.1:8090" in told
+    assert container(made, manifest.LOOKUP)["args"] == LOOKUP["args"]
+
+
+def test_without_a_feature_server_nobody_is_asked(made):
+    told = container(made, manifest.TRANSFORMER)["args"]
+
+    assert not any(arg.startswith("--features") for arg in told)
+
+
+def test_a_feature_server_that_does_not_say_its_port_is_refused(root):
+    with pytest.raises(BadInput, match="feature-server has no argument such as --port=8090"):
+        with_lookup(root, args=[])

@@ -75,7 +75,7 @@ def test_all_three_tell_their_story_on_one_machine(settings: Settings, tmp_path:
 
     assert "passed" in first and "refused: AUC" in first
     assert "succeeded: all 6 limits kept" in second
-    assert "evaluate, gate, validate" in second
+    assert "evaluate, features, gate, validate" in second
     assert "400 inputs.recency_days.data holds 'soon'" in third
     assert third.index("drift in") < third.index("wait:") < third.index("retrain:")
     assert third.index("retrain:") < third.index("pipeline run on") < third.index("promoted v2")

@@ -180,8 +180,11 @@ def test_the_dashboard_gets_typed_artifacts(spec):
 
     assert types == {
         "ingest.snapshot": "system.Dataset",
+        "validate.kept": "system.Dataset",
+        "validate.aside": "system.Dataset",
         "validate.page": "system.HTML",
         "features.table": "system.Dataset",
+        "features.page": "system.HTML",
         "train.model": "system.Model",
         "train.metrics": "system.Metrics",
         "evaluate.evaluation": "system.Artifact",

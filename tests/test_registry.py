@@ -243,6 +243,10 @@ def test_a_version_that_was_never_registered_is_not_deployed(ctx):
         deploy.deploy(ctx, 999)
 
 
+def test_no_piece_of_a_password_passes_for_a_host():
+    assert registry._shown("postgresql://role:pa@sshidden@host/db") == "postgresql://..."
+
+
 @pytest.mark.parametrize(
     "fault",
     [OperationalError("SELECT 1", {}, Exception("no")), EndpointConnectionError(endpoint_url="s")],

@@ -12,12 +12,13 @@ import tiny
 from perennial import bundle
 from perennial.contract import Contract
 from perennial.errors import BadInput
-from perennial.serving import options, scratch
+from perennial.serving import options
+from perennial.store import scratch
 from perennial.store.objects import Folder
 
 HOLDS = """
 import sys, time
-from perennial.serving import scratch
+from perennial.store import scratch
 with scratch.folder() as path:
     (path / "bundle").write_text("1")
     print(path, flush=True)

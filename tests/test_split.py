@@ -70,6 +70,32 @@ def test_the_newest_labelled_window_judges_and_everything_before_it_trains():
     assert kept.train["row_id"].tolist() == list(range(900))
 
 
+@pytest.mark.parametrize(
+    ("found", "frame"),
+    [
+        pytest.param(project(), table(1000, unknown=70), id="table"),
+        pytest.param(project(), table(1020), id="table with a short last window"),
+        pytest.param(retail(), shop(), id="purchases"),
+        pytest.param(
+            with_training(retail(), keep=timedelta(days=30)), shop(), id="recent purchases"
+        ),
+    ],
+)
+def test_every_row_trains_judges_or_is_left_for_a_reason(found: Project, frame: pd.DataFrame):
+    kept = split.split(found, frame)
+
+    assert len(kept.train) + len(kept.holdout) + sum(kept.left.values()) == len(frame)
+    assert not set(kept.train["row_id"]) & set(kept.holdout["row_id"])
+    assert kept.left["no label yet"] == frame["label"].isna().sum()
+
+
+def test_a_row_that_would_train_and_judge_stops_the_run(monkeypatch):
+    monkeypatch.setattr(split, "_may_train", lambda _p, rows, _s, _j: np.ones(len(rows), bool))
+
+    with pytest.raises(RunFailed, match="rows were lost or doubled: of 1,000 rows train 1,000"):
+        split.split(project(), table(1000))
+
+
 def test_a_window_with_too_few_labels_does_not_judge():
     kept = split.split(project(), table(1000, unknown=85))
 

@@ -206,6 +206,17 @@ def test_how_a_server_ended_is_told_by_its_last_line():
     assert [pods.end(p, s) for p in (one, going) for s in pods.servers(p)] == [told, ""]
 
 
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("feature-server", True), ("transformer-container", True), ("queue-proxy", False)],
+)
+def test_of_the_containers_of_a_pod_ours_can_end_a_revision(name: str, counts: bool):
+    one = pod("a", state=ContainerState(terminated=ContainerStateTerminated(2, message="no")))
+    one.status.containerStatuses[0].name = name
+
+    assert bool(pods.servers(one)) == counts
+
+
 def test_what_a_server_waits_for_is_told_unless_it_only_comes_up():
     def wait(reason: str) -> str:
         waiting = ContainerStateWaiting(message="no such image", reason=reason)

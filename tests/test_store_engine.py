@@ -243,6 +243,14 @@ def test_a_port_that_is_no_number_is_told_without_the_password(url: str, shown: 
     assert "hidden" not in "".join(traceback.format_exception(told.value))
 
 
+@pytest.mark.parametrize("rest", ["hidden@127.0.0.1:9/db", "hidden/more@127.0.0.1:9/db"])
+def test_a_password_with_an_at_is_refused_and_no_piece_of_it_told(rest: str):
+    with pytest.raises(BadInput, match=r"it is no URL; .* @ : / \? of a password as %40") as told:
+        open_engine(f"postgresql://role:p@{rest}")
+
+    assert "hidden" not in "".join(traceback.format_exception(told.value))
+
+
 PROGRAMS = [
     ("perennial.cli", "doctor", "--cluster"),
     ("perennial.store.migrate",),

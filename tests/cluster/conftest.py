@@ -15,6 +15,7 @@ import yaml
 from lightkube import Client
 
 from perennial import kube
+from tests.cluster.jobs import api, launcher, tenant  # noqa: F401  fixtures
 
 CACHED = Path.home() / ".cache" / "perennial-cluster" / "bin" / "kubectl"
 PREFIX = os.environ.get("PERENNIAL_TEST_PREFIX", "perennial-test")

@@ -10,8 +10,12 @@ from typing import Any
 
 import yaml
 
+from perennial.errors import Unavailable
+from perennial.rollout.knative import KnativeService
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 600.0
+READY_S = 3 * float(os.environ.get("PERENNIAL_TEST_PATIENCE_S", "60"))
 INGRESS = os.environ.get("PERENNIAL_TEST_INGRESS", "http://127.0.0.1:31080")
 DOMAIN = os.environ.get("PERENNIAL_TEST_DOMAIN", "example.com")
 
@@ -196,3 +200,17 @@ def _is(question: Callable[[], object]) -> bool:
 def shares(answers: Sequence[str]) -> dict[str, int]:
     """How many answers each revision gave."""
     return {name: list(answers).count(name) for name in dict.fromkeys(answers)}
+
+
+def until_ready(service: KnativeService, name: str) -> None:
+    """Wait for a revision's servers."""
+    limit, why = time.monotonic() + READY_S, ""
+    while time.monotonic() < limit:
+        try:
+            if service.ready(name):
+                return
+        except Unavailable as exc:
+            why = str(exc)
+        assert not service.died(name), service.died(name)
+        time.sleep(1)
+    raise AssertionError(why)

@@ -17,11 +17,10 @@ import tiny
 import tritonclient.grpc as calls
 import tritonclient.http as rest
 from adapters import rollout
-from tenant import DOMAIN, INGRESS
+from tenant import DOMAIN, INGRESS, until_ready
 
 from perennial import bundle, kube
 from perennial.contract import Contract
-from perennial.errors import Unavailable
 from perennial.records import RolloutState
 from perennial.rollout import manifest, pods
 from perennial.rollout.knative import KnativeService
@@ -127,19 +126,6 @@ def make_bucket() -> None:
     import boto3
 
     boto3.client("s3", endpoint_url=S3).create_bucket(Bucket=BUCKET)
-
-
-def until_ready(service: KnativeService, name: str) -> None:
-    limit, why = time.monotonic() + PATIENCE_S, ""
-    while time.monotonic() < limit:
-        try:
-            if service.ready(name):
-                return
-        except Unavailable as exc:
-            why = str(exc)
-        assert not service.died(name), service.died(name)
-        time.sleep(1)
-    raise AssertionError(why)
 
 
 def test_curl_is_answered_with_the_scores_of_the_bundle(served):

@@ -315,7 +315,16 @@ NO_POLICIES = "this cluster's network keeps no NetworkPolicies"
 KEPT_S = 30  # by when a network that keeps policies keeps a new one
 PORTS = (5432, 8080, 8081, 8082, 9000)
 COMPONENT = "app.kubernetes.io/component"
-OURS = ("operator", "retraining", "pipeline-run", "migrate", "edge", "dev-postgres", "dev-s3")
+OURS = (
+    "operator",
+    "retraining",
+    "pipeline-run",
+    "migrate",
+    "edge",
+    "dev-postgres",
+    "dev-redis",
+    "dev-s3",
+)
 SERVE = f"""
 import socketserver, threading
 for port in {PORTS}:

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests import notebooks
-from tests.cluster.test_job import Tenant, tenant
+from tests.cluster.jobs import Tenant
 
-__all__ = ["tenant"]
 pytestmark = [pytest.mark.cluster, pytest.mark.stores]
 
 
@@ -16,5 +15,5 @@ def test_a_run_is_submitted_followed_and_read_from_a_notebook(tenant: Tenant, tm
 
     assert "runs by the launcher 'job'" in told
     assert "succeeded: all 6 limits kept" in told
-    assert "evaluate, gate, validate" in told
+    assert "evaluate, features, gate, validate" in told
     assert tenant.kubectl.get("jobs", "-n", tenant.space)["items"]
