@@ -10,7 +10,17 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import cluster, full, latency, operator, startup, whole
+from benchmarks import (
+    cluster,
+    features,
+    full,
+    ingest,
+    latency,
+    operator,
+    startup,
+    validation,
+    whole,
+)
 from benchmarks.measure import ROOT, Figure
 
 PAGE = ROOT / "BENCHMARKS.md"
@@ -28,7 +38,8 @@ def main() -> int:
     parser.add_argument(
         "only",
         nargs="*",
-        help="startup, retraining, loop, nothing, latency, operator, cluster, full, full-cluster",
+        help="startup, ingest, validation, features, retraining, loop, nothing, latency, operator,"
+        " cluster, full, full-cluster",
     )
     only = parser.parse_args().only
     with tempfile.TemporaryDirectory(prefix="perennial-bench-") as scratch:
@@ -50,10 +61,13 @@ def _benches(bin_folder: Path, scratch: Path) -> dict[str, Callable[[], list[Fig
     data = Path(os.environ.get("PERENNIAL_TEST_DATA", ROOT.parent / "shared" / "data"))
     return {
         "startup": lambda: startup.figures(bin_folder),
+        "validation": lambda: validation.figures(scratch / "validation", data),
+        "ingest": lambda: ingest.figures(scratch / "ingest"),
         "retraining": lambda: whole.retraining(bin_folder, scratch / "retraining", data),
         "loop": lambda: whole.loop(scratch / "loop"),
         "nothing": lambda: whole.nothing(scratch / "nothing"),
         "latency": lambda: latency.figures(bin_folder, scratch / "latency"),
+        "features": lambda: features.figures(scratch / "features"),
         "operator": lambda: operator.figures(scratch / "operator"),
         **({"cluster": cluster.figures} if os.environ.get("KUBECONFIG") else {}),
         "full": full.here,
