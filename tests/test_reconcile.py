@@ -249,6 +249,42 @@ def progress(world: World, name: str) -> dict[str, Any]:
     return next((c for c in told if c["type"] == "Progressing"), {"reason": "", "message": ""})
 
 
+@pytest.mark.parametrize(
+    ("dead", "meanwhile", "at_last"),
+    [("its server ended", "RollingBack", "RolledBack"), ("", "Promoting", "Promoted")],
+)
+def test_an_end_is_told_as_one_only_when_requests_have_moved(world, dead, meanwhile, at_last):
+    world.wish(1)
+    world.turn(6)
+    world.wish(2)
+    until(world, lambda: world.place().traffic.now.get("v2") == 10)
+    if dead:
+        world.place().revisions.dead["v2"] = dead
+    over = {Phase.ROLLED_BACK, Phase.PROMOTED}
+
+    def stop_before_the_end(weights: dict[str, int]) -> None:
+        if rollouts.history(world.engine, "tiny")[-1].phase in over:
+            raise Unavailable("traffic of tiny is on its way")
+        take(weights)
+
+    take, world.place().traffic.set_weights = world.place().traffic.set_weights, stop_before_the_end
+    until(world, lambda: world.status("tiny-v2")["phase"] == meanwhile)
+    world.turn(3)
+
+    assert world.status("tiny-v2")["phase"] == meanwhile
+    assert conditions(world, "tiny-v2") == {"Progressing": "True", "Complete": "False"}
+    assert progress(world, "tiny-v2")["message"] == "traffic of tiny is on its way"
+    world.place().traffic.set_weights = take
+    world.turn(3)
+    assert world.status("tiny-v2")["phase"] == at_last
+    assert conditions(world, "tiny-v2") == {"Progressing": "False", "Complete": "True"}
+
+
+def conditions(world: World, name: str) -> dict[str, str]:
+    told = world.status(name)["conditions"]
+    return {c["type"]: c["status"] for c in told if c["type"] in ("Progressing", "Complete")}
+
+
 def test_why_a_candidate_was_not_started_yet_is_told_until_it_is(world):
     world.wish(1)
     world.turn(4)

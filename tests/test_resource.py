@@ -60,8 +60,11 @@ def test_a_rollout_is_told_as_the_schema_wants(schema):
 
 
 @pytest.mark.parametrize("phase", list(Phase))
-def test_each_phase_is_one_that_the_schema_knows(schema, phase):
-    assert not list(schema["status"].iter_errors(status(replace(CANARY, phase=phase))))
+@pytest.mark.parametrize("is_moving", [False, True])
+def test_each_phase_is_one_that_the_schema_knows(schema, phase, is_moving):
+    told = status(replace(CANARY, phase=phase), replace(QUIET, is_moving=is_moving))
+
+    assert not list(schema["status"].iter_errors(told))
 
 
 def test_a_condition_keeps_the_time_of_its_last_turn():

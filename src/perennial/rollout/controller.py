@@ -269,7 +269,7 @@ class Controller:
     def _owes(self, name: str, history: list[RolloutState]) -> bool:
         """Was the last move not finished? What was, and somebody changed since, stays changed."""
         last = plan.newest_over(history)
-        finished = last is None or self._is_told(last, history)
+        finished = last is None or is_end_told(self._ledger, last, history)
         return not finished or not self._shares() or name not in self._shares()
 
     def _stop_rejected(
@@ -304,7 +304,7 @@ class Controller:
         self._append("rollout.step", told, partial(rollouts.write, state=moved))
 
     def _record_end(self, last: RolloutState, history: list[RolloutState]) -> None:
-        if self._is_told(last, history):
+        if is_end_told(self._ledger, last, history):
             return
         before = plan.before(last, history)
         body = {**_subject(last, last), "reason": last.reason}
@@ -319,12 +319,6 @@ class Controller:
         """What the platform calls a revision, where it has a name of its own."""
         found = self._platform_name(name)
         return {"revision": found} if found else {}
-
-    def _is_told(self, last: RolloutState, history: list[RolloutState]) -> bool:
-        return self._is_recorded(_kind(last, plan.before(last, history)), last)
-
-    def _is_recorded(self, kind: str, state: RolloutState) -> bool:
-        return is_told(self._ledger, kind, state)
 
     def _append(
         self,
@@ -408,6 +402,11 @@ def is_told(ledger: Ledger, kind: str, state: RolloutState) -> bool:
     """Does the ledger tell of a rollout's end? It does when traffic has moved, not before."""
     entries = ledger.entries(state.project, kind)
     return any(e.body.get("rollout") == state.id for e in entries)
+
+
+def is_end_told(ledger: Ledger, last: RolloutState, history: list[RolloutState]) -> bool:
+    """Does the ledger tell of this end, by whichever kind it is called?"""
+    return is_told(ledger, _kind(last, plan.before(last, history)), last)
 
 
 def _kind(last: RolloutState, before: RolloutState | None) -> str:

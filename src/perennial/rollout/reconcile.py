@@ -19,7 +19,7 @@ from perennial.project import Rollout
 from perennial.records import RolloutState, Version
 from perennial.rollout import plan, resource
 from perennial.rollout.board import Board
-from perennial.rollout.controller import Controller
+from perennial.rollout.controller import Controller, is_end_told
 from perennial.rollout.led import LedRevisions, LedTraffic
 from perennial.rollout.places import Adapters
 from perennial.rollout.ports import Clock
@@ -306,6 +306,7 @@ class Reconciler:
             revision=desk.adapters.platform_name(plan.name(state)) if latest else "",
             waits=desk.controller.problem if is_going else "",
             edits=desk.edits,
+            is_moving=unsettled and not is_end_told(self._ledger, state, history),
         )
         before = self._board.before(called)
         now = self._clock.now()

@@ -16,6 +16,7 @@ API, KIND = "perennial.dev/v1alpha1", "ModelRollout"
 BY_RESOURCE = "resource "
 REFUSED = "Refused"
 _PHASES = {phase: str(phase).title().replace(" ", "") for phase in Phase}
+_MOVING = {Phase.PROMOTED: "Promoting", Phase.ROLLED_BACK: "RollingBack"}
 _ANALYSIS = {
     "min_requests": "minRequests",
     "interval_s": "intervalSeconds",
@@ -48,6 +49,7 @@ class Look:
     revision: str  # what the platform calls it
     waits: str  # what the controller waits for, empty when it goes on
     edits: Sequence[str]  # what somebody else changed of what runs
+    is_moving: bool = False  # it is decided, and traffic is on its way to where that sends it
 
 
 def name(state: RolloutState, history: Sequence[RolloutState]) -> str:
@@ -130,7 +132,7 @@ def status(
     told: Document = {
         "observedGeneration": 1,
         "rollout": state.id,
-        "phase": _PHASES[state.phase],
+        "phase": _phase(state, look),
         "step": f"{at}/{count}",
         "weight": state.weight,
         "verdict": str(look.steps[-1].body["verdict"]) if look.steps else "",
@@ -148,6 +150,10 @@ def refusal(why: str, before: Document, now: datetime) -> Document:
     return {"phase": REFUSED, "reason": why, "observedGeneration": 1, "conditions": conditions}
 
 
+def _phase(state: RolloutState, look: Look) -> str:
+    return (look.is_moving and _MOVING.get(state.phase)) or _PHASES[state.phase]
+
+
 def _step(entry: Entry) -> Document:
     body = entry.body
     told = {
@@ -162,11 +168,12 @@ def _step(entry: Entry) -> Document:
 
 def _conditions(state: RolloutState, look: Look, before: Document, now: datetime) -> list[Document]:
     edits = "; ".join(look.edits)
-    going = "Waiting" if look.waits else _PHASES[state.phase]
+    over, phase = state.phase.over and not look.is_moving, _phase(state, look)
+    going = "Waiting" if look.waits else phase
     told = [
         ("Accepted", True, "Wished", "the store holds this wish"),
-        ("Progressing", not state.phase.over, going, look.waits or state.reason),
-        ("Complete", state.phase.over, _PHASES[state.phase], state.reason),
+        ("Progressing", not over, going, look.waits or state.reason),
+        ("Complete", over, phase, state.reason),
         ("AsApplied", not edits, "EditedOutside" if edits else "AsApplied", edits),
     ]
     return [_condition(*one, before=before, now=now) for one in told]
