@@ -11,29 +11,30 @@ KILLED = -signal.SIGKILL
 
 def run(work: Callable[[], object]) -> int:
     """Exit code of a fork that did ``work``: 0, 1 after an error, below 0 after a signal."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return _ended(_begin(work))
 
 
 def killed_after(seconds: float, work: Callable[[], object]) -> int:
     """Exit code of a fork that did ``work`` and is killed so long after it began."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
+    child = _begin(work)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
+    return _ended(child)
+
+
+def _begin(work: Callable[[], object]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        work()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
