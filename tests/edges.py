@@ -81,10 +81,12 @@ class Revision:
 
     rest: Server = field(default_factory=lambda: Server(("127.0.0.1", 0), Handler))
     calls: grpc.Server = field(default_factory=lambda: grpc.server(futures.ThreadPoolExecutor(4)))
+    is_up: bool = False
 
     def start(self) -> edge.Ports:
         self.rest.metrics = metrics(0)
         threading.Thread(target=self.rest.serve_forever, daemon=True).start()
+        self.is_up = True
         method = grpc.unary_unary_rpc_method_handler(answer)
         service = grpc.method_handlers_generic_handler(edge.GRPC_SERVICE, {"ModelInfer": method})
         self.calls.add_generic_rpc_handlers((service,))
@@ -97,9 +99,11 @@ class Revision:
         return f"http://127.0.0.1:{self.rest.server_port}/metrics"
 
     def stop(self) -> None:
-        self.rest.shutdown()
+        # A server that never began would be waited for without end.
+        if self.is_up:
+            self.rest.shutdown()
+            self.calls.stop(None).wait()
         self.rest.server_close()
-        self.calls.stop(None).wait()
 
 
 def free_ports(count: int) -> list[int]:
@@ -183,7 +187,7 @@ def running_edge(folder: Path) -> Iterator[Edge]:
             revision.stop()
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = 10) -> None:
+def wait_until(is_so: Callable[[], bool], seconds: float = 60) -> None:
     limit = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < limit, "it did not come about in time"
