@@ -148,6 +148,18 @@ def test_files_that_a_step_needs_stay_while_another_process_looks_features_up(
     assert [path for path in folder.iterdir() if path.is_dir()] == []
 
 
+def test_a_library_that_reads_timestamps_of_sqlite_its_own_way_changes_nothing(
+    settings: Settings, retail: Project, purchases: Path
+):
+    offline(settings, retail, purchases, AS_OF)
+    first = materialize(settings, retail)
+    sqlite3.register_converter("timestamp", lambda v: datetime.fromisoformat(v.decode()))
+
+    again = materialize(settings, retail)
+
+    assert first.written > 0 and again.written == 0
+
+
 def test_doing_it_twice_writes_nothing_the_second_time(
     settings: Settings, retail: Project, purchases: Path
 ):

@@ -1,6 +1,7 @@
 """What do Feast's stores hold of a project's features? The one module that asks Feast itself."""
 
 import importlib.util
+import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -219,10 +220,18 @@ def _quiet(settings: Settings) -> Iterator[None]:
     """Feast and ibis announce changes of their own, and their stores fail in words of their own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        _read_times()
         try:
             yield
         except offline.stores_fail() as exc:
             raise _silence(settings, exc) from None
+
+
+def _read_times() -> None:
+    """Read SQLite's timestamps as Feast writes them: IPython, imported later, reads others."""
+    from feast.infra.online_stores import sqlite
+
+    sqlite3.register_converter("timestamp", sqlite.convert_timestamp)
 
 
 def _silence(settings: Settings, exc: Exception) -> Unavailable:
