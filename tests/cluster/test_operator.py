@@ -74,7 +74,7 @@ def test_a_good_version_goes_up_step_by_step_and_the_resource_tells_it(operator,
         (100, "advance"),
     ]
     assert all(e.body["revision"].startswith("retail-predictor-0") for e in steps)
-    until(lambda: told(operator, version).get("phase") == "Promoted", 10)
+    until(lambda: told(operator, version).get("phase") == "Promoted", 60)
     status = told(operator, version)
     assert (status["step"], status["weight"], status["verdict"]) == ("3/3", 100, "advance")
     assert [h["weight"] for h in status["history"]] == [10, 50, 100]
@@ -105,7 +105,7 @@ def test_a_bad_version_goes_back_and_hears_nothing_ever_after(operator, stable, 
 
     assert said[f"v{bad}"] == 0
     assert set(said) == {stable, f"v{good}"}
-    until(lambda: told(operator, bad).get("phase") == "RolledBack", 10)
+    until(lambda: told(operator, bad).get("phase") == "RolledBack", 60)
     assert told(operator, bad)["reason"] == state.reason
 
 
